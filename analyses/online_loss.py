@@ -1,0 +1,138 @@
+"""Prequential loss: the loss of the document about to be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from recovery_probe import plots, stats
+from recovery_probe.analysis import Analysis, labels, number, numbers, with_interval
+from recovery_probe.config import generator
+from recovery_probe.run import Run
+
+
+def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
+    """First training loss of each episode, nats per token (paper, section 3 and its table of
+    online losses, which averages epochs 2 to E).
+
+    Returns online (run, epoch, document); mean, low, high (run, epoch), over documents; later,
+    later_low, later_high (run), the mean over epochs 2 to E; difference, difference_low,
+    difference_high (control), run minus control of that mean, paired by document. Intervals are
+    95% percentile bootstraps over documents. NaN where a run has not got to.
+    """
+    runs = [run, *controls]
+    T = run.config.documents.count
+    online = np.stack(
+        [stats.online_loss(r.train_loss.values, r.config.steps, r.schedule.values) for r in runs]
+    )
+    later = online[:, 1:].mean(axis=1) if run.config.epochs > 1 else np.full((len(runs), T), np.nan)
+    seed = run.config.seed
+    by_epoch = [_mean_and_interval(values, seed) for values in online]
+    over = _mean_and_interval(later, seed)
+    paired = _mean_and_interval(later[0] - later[1:], seed)
+    dataset = xr.Dataset(
+        {"online": (("run", "epoch", "document"), online)},
+        coords={
+            "run": labels(runs),
+            "epoch": np.arange(1, run.config.epochs + 1),
+            "document": np.arange(T),
+        },
+        attrs={"units": "nats per token", "interval": "95% percentile bootstrap over documents"},
+    )
+    for i, suffix in enumerate(("", "_low", "_high")):
+        dataset["mean" + suffix] = (("run", "epoch"), np.stack([b[i] for b in by_epoch]))
+        dataset["later" + suffix] = ("run", over[i])
+        dataset["difference" + suffix] = ("control", paired[i])
+    return dataset
+
+
+def _mean_and_interval(values: stats.Floats, seed: int) -> tuple[stats.Floats, ...]:
+    """Mean over documents, the last axis, with its interval; NaN where a document is missing."""
+    low, high = stats.bootstrap_interval(
+        lambda i: values.T[i].mean(axis=1), values.shape[-1], generator(seed, "bootstrap")
+    )
+    return values.mean(axis=-1), low, high
+
+
+@plots.styled
+def plot(dataset: xr.Dataset) -> Figure:
+    """Mean online loss by epoch, with intervals."""
+    fig, (axes,) = plots.figure()
+    for r, name in enumerate(dataset.run.values):
+        part, colour = dataset.isel(run=r), plots.COLOURS[r % len(plots.COLOURS)]
+        axes.plot(part.epoch, part["mean"], "o-", color=colour, markersize=4, label=name)
+        axes.vlines(part.epoch, part.mean_low, part.mean_high, color=colour, linewidth=1)
+    axes.set(xlabel="epoch", ylabel="online loss (nats/token)", xticks=dataset.epoch.values)
+    axes.legend()
+    return fig
+
+
+def summary(dataset: xr.Dataset) -> dict[str, Any]:
+    """By epoch and over epochs 2 to E, of the run, of its controls, and their difference."""
+    runs = {
+        str(name): {
+            "by_epoch": numbers(dataset["mean"].values[r]),
+            "mean_epochs_2_to_E": number(dataset.later.values[r]),
+            "interval": [number(dataset.later_low.values[r]), number(dataset.later_high.values[r])],
+        }
+        for r, name in enumerate(dataset.run.values)
+    }
+    first, *others = runs
+    differences = {
+        name: {
+            "difference": number(dataset.difference.values[i]),
+            "interval": [
+                number(dataset.difference_low.values[i]),
+                number(dataset.difference_high.values[i]),
+            ],
+        }
+        for i, name in enumerate(others)
+    }
+    return {
+        **runs[first],
+        "controls": {name: runs[name] for name in others},
+        "run_minus_control": differences,
+        "verdict": _verdict(dataset),
+    }
+
+
+def _verdict(dataset: xr.Dataset) -> str:
+    def told(r: int) -> str:
+        return with_interval(
+            *(float(dataset["later" + s].values[r]) for s in ("", "_low", "_high"))
+        )
+
+    if np.isnan(dataset.later.values[0]):
+        return "The online loss over epochs 2 to E is not defined: the run did not get that far."
+    text = f"Over epochs 2 to E the online loss is {told(0)} nats per token."
+    for i in range(dataset.sizes["control"]):
+        parts = [float(dataset["difference" + s].values[i]) for s in ("", "_low", "_high")]
+        text += f" The control {dataset.run.values[i + 1]} has {told(i + 1)}; run minus control is "
+        text += with_interval(*parts)
+        if np.isnan(parts[1]):
+            text += "."
+        elif parts[2] < 0:
+            text += ": lower than the control, as far as these documents tell."
+        elif parts[1] > 0:
+            text += ": higher than the control."
+        else:
+            text += ": no difference from the control can be told."
+    return text
+
+
+ANALYSIS = Analysis(
+    name="online_loss",
+    question="Is a document easier, when its turn comes, because its turn could be foreseen?",
+    null="The same online loss as the shuffled control, which trains as often on the same "
+    "documents.",
+    blind_spot="A shuffled document waits between 1 and 2T-1 episodes instead of T: part of a "
+    "difference can come from that spread. The interval is over documents of one training run, "
+    "not over seeds.",
+    compute=compute,
+    plot=plot,
+    summary=summary,
+)

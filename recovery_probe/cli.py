@@ -1,0 +1,201 @@
+"""The command line: `recovery-probe train …`, `recovery-probe analyze …`, and the same as modules.
+
+A mistake of the user's is one line on standard error and exit code 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from recovery_probe import config
+from recovery_probe.errors import Diverged, InputError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fine-tune a network on the same documents, over and over, and record what it forgets.
+
+    Starts from a preset or a TOML file; every setting can be changed by its dotted name.
+    """
+
+    # the settings of the run, each by its own name
+    settings: Annotated[config.Settings, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    # the preset to start from
+    preset: tyro.conf.Positional[str | None] = None
+    # a TOML file to start from instead, such as the config.toml of a run
+    config: Path | None = None
+    # the directory to write; runs/PRESET when not given
+    out: Path | None = None
+    # replace a run that is there already
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+@dataclass(frozen=True)
+class Analyze:
+    """Put questions to a recorded run: numbers, figures and a report, written beside it."""
+
+    # the run, then any controls; its own control is used when none is given
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    # analyses to do: installed names, or file.py:NAME; all installed ones when not given
+    analysis: tuple[str, ...] = ()
+    # list the installed analyses and stop
+    list: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+def train(argv: Sequence[str]) -> None:
+    """`python -m recovery_probe.train [PRESET] [--config FILE] [--out DIR] [--SETTING VALUE …]`"""
+    if not argv:
+        print("presets (python -m recovery_probe.train PRESET --out DIR):")
+        for name, about in config.presets().items():
+            print(f"  {name:<12}{about}")
+        return
+    start = _start(argv)
+    command = parse(Train, argv, prog="train", default=Train(settings=start or config.Settings()))
+    if start is None:
+        raise InputError(
+            f"train needs a preset ({', '.join(config.presets())}) as its first word, or --config"
+        )
+    settings = config.check(command.settings)
+    if command.out is None and command.preset is None:
+        raise InputError("--config needs --out DIR too")
+    out = command.out or Path("runs") / str(command.preset)
+
+    from recovery_probe.analyze import analyze as analyze_run
+    from recovery_probe.train import fit
+
+    run = fit(settings, out, overwrite=command.overwrite)
+    for control in run.controls:
+        analyze_run(control)
+    _tell(analyze_run(run, run.controls), run.path)
+
+
+def analyze(argv: Sequence[str]) -> None:
+    """`python -m recovery_probe.analyze RUN [CONTROL …] [--analysis NAME …] [--list]`"""
+    from recovery_probe import plugins
+    from recovery_probe.analysis import Analysis
+    from recovery_probe.analyze import analyze as analyze_run
+    from recovery_probe.run import open_run
+
+    command = parse(Analyze, argv, prog="analyze", default=Analyze())
+    if command.list:
+        for name in sorted(plugins.installed("analyses")):
+            print(f"{name:<16}{plugins.find('analyses', name, Analysis).question}")
+        return
+    if not command.runs:
+        raise InputError("analyze needs a run directory; train one first, or see --list")
+    chosen = [plugins.find("analyses", name, Analysis) for name in command.analysis]
+    run, *given = [open_run(path) for path in command.runs]
+    _tell(analyze_run(run, given or run.controls, chosen), run.path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one sub-command and exit."""
+    commands: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "analyze": analyze}
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] in ([], ["-h"], ["--help"]):
+            print("usage: recovery-probe {train,analyze} …   (--help after either tells more)")
+        elif words[0] in commands:
+            commands[words[0]](words[1:])
+        else:
+            raise InputError(
+                f"no command {words[0]!r}{config.nearest(words[0], commands)}; commands: "
+                + ", ".join(commands)
+            )
+    except InputError as error:
+        _stop(error, 2)
+    except Diverged as error:
+        _stop(error, 1)
+    except KeyboardInterrupt:
+        _stop("interrupted; the record so far is kept", 130)
+
+
+def parse(command: type[C], argv: Sequence[str], *, prog: str, default: C) -> C:
+    """The command tyro reads from `argv`; an `InputError` of one line where it cannot."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            parsed, unknown = tyro.cli(
+                command,
+                prog=f"recovery-probe {prog}",
+                args=list(argv),
+                default=default,
+                return_unknown_args=True,
+                use_underscores=True,
+                registry=_registry(),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise InputError(_one_line(told.getvalue())) from None
+        raise
+    for word in unknown:
+        if word.startswith("--"):
+            name = word.removeprefix("--").partition("=")[0]
+            known = [*config.names(), *(f.name for f in fields(command))]  # type: ignore[arg-type]
+            raise InputError(f"unknown setting --{name}{config.nearest(name, known)}")
+        raise InputError(f"unexpected argument {word!r}")
+    return parsed
+
+
+def _start(argv: Sequence[str]) -> config.Settings | None:
+    """The settings that the preset or file in `argv` gives, before any change; None for neither."""
+    files = [b for a, b in itertools.pairwise(argv) if a == "--config"]
+    files += [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
+    named = not argv[0].startswith("-")
+    if named and files:
+        raise InputError(
+            f"start from preset {argv[0]!r} or from --config {files[0]}, not from both"
+        )
+    if files:
+        return config.load(Path(files[-1]))
+    return config.preset(argv[0]) if named else None
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """`true` and `false` as TOML writes them."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type is not bool:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{true,false}",
+            instance_from_str=lambda words: {"true": True, "false": False}[words[0].lower()],
+            is_instance=lambda value: isinstance(value, bool),
+            str_from_instance=lambda value: [str(value).lower()],
+            choices=("true", "false", "True", "False"),
+        )
+
+    return registry
+
+
+def _one_line(box: str) -> str:
+    """What tyro drew in a box, without the box and its hints."""
+    text = re.split(r"─{3,}[^╮]", re.sub(r"[│╭╰╯]", " ", box).partition("╮")[2])[0]
+    return re.sub(r"^Error parsing ", "", " ".join(text.split())) or " ".join(box.split())
+
+
+def _tell(summary: dict[str, Any], path: Path) -> None:
+    for name, found in summary["analyses"].items():
+        if "verdict" in found:
+            print(f"{name}: {found['verdict']}")
+    print(f"report: {path / 'report.html'}")
+
+
+def _stop(message: object, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

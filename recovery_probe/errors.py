@@ -1,0 +1,9 @@
+"""The errors a user is meant to read: one line that repeats the input and says the mend."""
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. Raised before any training; exit code 2."""
+
+
+class Diverged(RuntimeError):
+    """Training left the region where its numbers mean anything. The record so far is kept."""

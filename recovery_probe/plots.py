@@ -1,0 +1,79 @@
+"""One style for every figure. Figures draw numbers they are given and compute none."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+# Okabe and Ito's colours, told apart with any kind of colour vision and in grey.
+RUN, CONTROL, THIRD, FOURTH = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+COLOURS = (RUN, CONTROL, THIRD, FOURTH)
+HELD_OUT = "#777777"
+COLUMN = 3.5  # inches, the width of a paper's column
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "figure.dpi": 120,
+    "savefig.dpi": 220,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "recovery_probe",  # the same figure, the same file
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "grid.alpha": 0.4,
+}
+
+
+def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Make a plot function draw in the shared style, wherever it is called from."""
+
+    @functools.wraps(plot)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            return plot(*args, **kwargs)
+
+    return inner
+
+
+def figure(
+    rows: int = 1, width: float = COLUMN, height: float = 2.4, **options: Any
+) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of `rows` panels, one above the other, in the shared style; sizes in inches per
+    panel. Made without pyplot: no global state, no window."""
+    fig = Figure(figsize=(width, height * rows), layout="constrained")
+    axes = fig.subplots(rows, 1, squeeze=False, **options)
+    return fig, [panel[0] for panel in axes]
+
+
+def note(axes: Axes, text: str) -> None:
+    """Say in the panel itself why it is empty."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, wrap=True)
+
+
+def write(fig: Figure, path: Path) -> None:
+    """PATH.png and PATH.svg, each put in place when whole."""
+    with mpl.rc_context(STYLE):
+        for kind in ("png", "svg"):
+            buffer = io.BytesIO()
+            fig.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+            aside = path.with_name(f"{path.name}.{kind}.partial")
+            aside.write_bytes(buffer.getvalue())
+            os.replace(aside, path.with_name(f"{path.name}.{kind}"))
