@@ -15,6 +15,8 @@ from recovery_probe import plots, plugins, report
 from recovery_probe.analysis import Analysis, check_controls
 from recovery_probe.run import Run, write_zarr
 
+HEADLINE = "recovery"  # comes first, in the summary and in the report
+
 
 def analyze(
     run: Run, controls: Sequence[Run] = (), analyses: Sequence[Analysis] = ()
@@ -27,9 +29,8 @@ def analyze(
     more than its schedule.
     """
     check_controls(run, controls)
-    chosen = analyses or [
-        plugins.find("analyses", name, Analysis) for name in plugins.installed("analyses")
-    ]
+    names = sorted(plugins.installed("analyses"), key=lambda name: (name != HEADLINE, name))
+    chosen = analyses or [plugins.find("analyses", name, Analysis) for name in names]
     folder = run.path / "analyses"
     folder.mkdir(exist_ok=True)
     path = folder / "summary.json"

@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,12 +156,13 @@ def _hub(name: str, field: str) -> Iterator[Text]:
     if len(parts) > 2 or not dataset:
         raise InputError(f"{source}: expected hf:NAME[:CONFIG][:FIELD]")
     try:
-        config = parts[0] if parts else None
-        if len(parts) == 1 and config not in datasets.get_dataset_config_names(dataset):
-            config = None
-        if parts and (len(parts) == 2 or config is None):
-            field = parts[-1]
-        rows = datasets.load_dataset(dataset, config, split="train", streaming=True)
+        with quiet_hub():
+            config = parts[0] if parts else None
+            if len(parts) == 1 and config not in datasets.get_dataset_config_names(dataset):
+                config = None
+            if parts and (len(parts) == 2 or config is None):
+                field = parts[-1]
+            rows = datasets.load_dataset(dataset, config, split="train", streaming=True)
         for number, row in enumerate(rows):
             yield Text(f"{dataset}:{number}", _field(row, field, source))
     except InputError:
@@ -169,9 +172,23 @@ def _hub(name: str, field: str) -> Iterator[Text]:
         raise InputError(f"{source}: not a dataset that can be had here: {reason}") from error
 
 
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without the hub client's line for every retry: what fails is told once, as our error."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _field(row: Any, field: str, where: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        known = ", ".join(k for k, v in row.items() if isinstance(v, str)) if row else ""
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: a {type(row).__name__}, not an object with a text under a name")
+    if not isinstance(row.get(field), str):
+        known = ", ".join(name for name, value in row.items() if isinstance(value, str))
         raise InputError(
             f"{where}: no text under {field!r}; set documents.field to one of: {known or 'none'}"
         )

@@ -22,6 +22,7 @@ from torch.nn import Parameter
 from recovery_probe import documents
 from recovery_probe.config import Model as ModelSettings
 from recovery_probe.config import Settings, nearest, torch_seed
+from recovery_probe.documents import quiet_hub
 from recovery_probe.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -74,7 +75,13 @@ def load(settings: Settings) -> Model:
 
     Raises `InputError` when the source cannot be read or the settings do not fit the model.
     """
-    device = pick_device(settings.device)
+    # Libraries draw weights from torch's global generator: lend it our seed, and put it back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(settings.seed, "weights"))
+        return _load(settings, pick_device(settings.device))
+
+
+def _load(settings: Settings, device: torch.device) -> Model:
     wanted = settings.model
     hf_model, tokenizer = _random(settings) if wanted.source == "random" else _pretrained(wanted)
     context = getattr(hf_model.config, "max_position_embeddings", None)
@@ -125,10 +132,11 @@ def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
     else:
         where["revision"] = wanted.revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=getattr(torch, wanted.dtype), attn_implementation="eager"
-        )
+        with quiet_hub():
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            model = AutoModelForCausalLM.from_pretrained(
+                **where, dtype=getattr(torch, wanted.dtype), attn_implementation="eager"
+            )
     except Exception as error:  # every format and every missing file raises its own type
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         hint = "" if path.exists() else "; is the name right, and is there a network?"
@@ -171,17 +179,14 @@ def _random(settings: Settings) -> tuple[Any, Any]:
     config = AutoConfig.for_model(
         wanted.architecture, **{k: v for k, v in sizes.items() if k in own}
     )
-    # The library draws weights from torch's global generator: lend it ours, and put it back.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(settings.seed, "weights"))
-        try:
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"model.architecture = {wanted.architecture!r} cannot be built at width "
-                f"{wanted.width}, depth {wanted.depth}, {wanted.heads} heads: {reason}"
-            ) from error
+    try:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"model.architecture = {wanted.architecture!r} cannot be built at width "
+            f"{wanted.width}, depth {wanted.depth}, {wanted.heads} heads: {reason}"
+        ) from error
     return model, tokenizer
 
 
@@ -243,6 +248,9 @@ def _used_parameters(bridge: Any) -> dict[str, Parameter]:
         if len(name) < len(shortest.get(id(parameter), name + " ")):
             shortest[id(parameter)] = name
             found[id(parameter)] = parameter
+            # Split weights are views with gaps. A fused optimizer step reads a gradient as if
+            # it were laid out like its weight, and updates such a view wrongly, in silence.
+            parameter.data = parameter.data.contiguous()
     bridge.zero_grad(set_to_none=True)
     return {shortest[key]: parameter for key, parameter in found.items()}
 

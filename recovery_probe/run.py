@@ -97,7 +97,8 @@ class Run:
     def controls(self) -> list[Run]:
         """The matched control trained with this run, when there is one."""
         name = self.provenance.get("control")
-        return [open_run(self.path / name)] if name and is_run(self.path / name) else []
+        path = Path(os.path.normpath(self.path / name)) if name else None
+        return [open_run(path)] if path and is_run(path) else []
 
     @property
     def recovery(self) -> float:

@@ -1,0 +1,207 @@
+"""Analyses through the plug-in door: each conforms, and the numbers are the kernels'."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from conftest import tiny
+from matplotlib.figure import Figure
+
+import recovery_probe as rp
+from analyses import loss_curves, online_loss, recovery
+from recovery_probe import plugins
+from recovery_probe.analyze import analyze
+
+INSTALLED = sorted(plugins.installed("analyses"))
+
+
+def test_every_file_is_an_entry_point() -> None:
+    files = {f.stem for f in Path(recovery.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(INSTALLED)
+
+
+def planted(run: rp.Run, path: Path, losses: np.ndarray) -> rp.Run:
+    """A copy of a run with other losses in it."""
+    shutil.copytree(run.path, path)
+    zarr.open_group(path / "record.zarr", mode="r+")["losses"][:] = losses
+    return rp.open_run(path)
+
+
+@pytest.fixture
+def forgetful(pair: rp.Run, tmp_path: Path) -> rp.Run:
+    """A run in which every document is forgotten between any two episodes on it: noise, but
+    lowest right after the document's own episode."""
+    losses = np.random.default_rng(0).uniform(2, 3, pair.losses.shape)
+    for episode, document in enumerate(pair.schedule.values):
+        losses[episode + 1, document] = 1.0
+    return planted(pair, tmp_path / "forgetful", losses)
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+@pytest.mark.parametrize("controls", [0, 1])
+def test_conforms(name: str, controls: int, pair: rp.Run) -> None:
+    analysis = plugins.find("analyses", name, rp.Analysis)
+    assert analysis.name == name
+    assert analysis.question.endswith("?")
+    assert len(analysis.null) > 40
+    assert len(analysis.blind_spot) > 40
+    for run in (pair, pair.controls[0]):
+        dataset = analysis.compute(run, controls=pair.controls[:controls] if run is pair else ())
+        assert isinstance(dataset, xr.Dataset)
+        assert dataset.sizes
+        before = dataset.copy(deep=True)
+        assert isinstance(analysis.plot(dataset), Figure)
+        assert dataset.identical(before), "a plot changed its numbers"
+        json.dumps(analysis.summary(dataset), allow_nan=False)
+
+
+def test_recovery_by_hand(forgetful: rp.Run) -> None:
+    """The scores again, from the paper's words alone."""
+    T, losses = 5, forgetful.losses.values
+    numbers = recovery.compute(forgetful)
+    per_document = []
+    for n in (1, 2):
+        scores = []
+        for d in range(T):
+            between = losses[(n - 1) * T + d + 1 : n * T + d + 1, d]
+            scores.append((between.max() - between[-1]) / (between.max() - between[0]))
+        per_document.append(np.mean(scores))
+    score = numbers.score.isel(run=0)
+    np.testing.assert_allclose(score.sel(reading="per_document"), per_document)
+    averaged = [np.mean([losses[x + d, d] for d in range(T)]) for x in range(2 * T + 2)]
+    curve = [
+        (max(c) - c[-1]) / (max(c) - c[0])
+        for c in (averaged[1 : T + 1], averaged[T + 1 : 2 * T + 1])
+    ]
+    np.testing.assert_allclose(score.sel(reading="curve"), curve)
+    assert ((numbers.low <= numbers.score) & (numbers.score <= numbers.high)).isel(run=0).all()
+
+
+def test_curve_reading_of_a_shuffled_run_is_refused_in_words(pair: rp.Run) -> None:
+    numbers = recovery.compute(pair.controls[0])
+    assert np.isnan(numbers.score.sel(reading="curve")).all()
+    assert np.isfinite(numbers.score.sel(reading="per_document")).any()
+    found = recovery.summary(numbers)
+    assert found["curve"]["defined"] is False
+    assert "no common period" in found["curve"]["why_not"]
+    assert found["curve"]["score_by_epoch"] == [None, None]
+
+
+def test_left_out_documents_are_counted_with_their_reason(
+    forgetful: rp.Run, tmp_path: Path
+) -> None:
+    losses = forgetful.losses.values.copy()
+    losses[:, 1] = np.linspace(5, 1, len(losses))  # document 1 only ever falls
+    found = recovery.summary(recovery.compute(planted(forgetful, tmp_path / "run", losses)))
+    assert found["per_document"]["excluded_by_epoch"] == [1, 1]
+    (reasons, _) = found["per_document"]["excluded_reasons_by_epoch"]
+    assert list(reasons.values()) == [1]
+    assert "only fell" in next(iter(reasons))
+    assert "4 of 5 documents count" in found["verdict"]
+
+
+def test_nothing_forgotten_has_no_score(pair: rp.Run, tmp_path: Path) -> None:
+    losses = np.repeat(np.linspace(5, 1, len(pair.losses))[:, None], 7, axis=1)
+    dataset = recovery.compute(planted(pair, tmp_path / "run", losses))
+    found = recovery.summary(dataset)
+    assert found["per_document"]["score_by_epoch"] == [None, None]
+    assert found["per_document"]["excluded_by_epoch"] == [5, 5]
+    assert "no score" in found["verdict"]
+    recovery.plot(dataset)
+
+
+def test_no_difference_is_said_to_be_none(pair: rp.Run, tmp_path: Path) -> None:
+    """A run held against itself: the difference is 0, and the verdict claims nothing."""
+    twin = planted(pair, tmp_path / "twin", pair.losses.values)
+    found = recovery.summary(recovery.compute(pair, controls=[twin]))
+    assert found["run_minus_control"]["twin"]["difference_by_epoch"] == [0.0, 0.0]
+    assert "no difference from the control can be told" in found["verdict"]
+
+
+def test_online_loss_by_hand(pair: rp.Run) -> None:
+    numbers = online_loss.compute(pair, controls=pair.controls)
+    for r, run in enumerate([pair, *pair.controls]):
+        first = run.train_loss.values[::3]
+        by_epoch = first.reshape(3, 5).mean(axis=1)
+        np.testing.assert_allclose(numbers["mean"].values[r], by_epoch)
+        np.testing.assert_allclose(numbers.later.values[r], by_epoch[1:].mean())
+
+
+def test_loss_curves_by_hand(pair: rp.Run) -> None:
+    numbers = loss_curves.compute(pair, controls=pair.controls, focal=2)
+    assert numbers.focal.values[0].tolist() == pair.losses.values[:, 2].tolist()
+    assert numbers.before.values[0].tolist() == [2, 7, 12]
+    np.testing.assert_allclose(numbers.held_out.values[0], pair.losses.values[:, 5:].mean(axis=1))
+    assert np.isnan(numbers.aligned.values[1]).all()
+    with pytest.raises(rp.InputError, match="0 to 4"):
+        loss_curves.compute(pair, focal=5)
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 1}, {"documents": {"count": 2, "held_out": 0}}])
+def test_smallest_runs(changes: dict[str, object], tmp_path: Path) -> None:
+    run = rp.fit(tiny(**changes), tmp_path / "run")
+    summary = analyze(run)
+    assert (run.path / "report.html").exists()
+    assert len(summary["recovery"]["curve"]["score_by_epoch"]) == run.config.epochs - 1
+
+
+def test_unfinished_run(forgetful: rp.Run) -> None:
+    zarr.open_group(forgetful.path / "record.zarr", mode="r+")["rows_committed"][...] = 8
+    found = analyze(rp.open_run(forgetful.path))["recovery"]
+    # 7 episodes done: documents 0, 1 and 2 stand right before, or after, their second.
+    assert found["per_document"]["excluded_by_epoch"] == [2, 5]
+    assert found["curve"]["score_by_epoch"] == [None, None]
+    assert "not reached" in next(iter(found["per_document"]["excluded_reasons_by_epoch"][1]))
+
+
+def test_a_control_must_match(pair: rp.Run, tmp_path: Path) -> None:
+    other = rp.fit(tiny(optimizer={"lr": 0.05}), tmp_path / "other")
+    with pytest.raises(rp.InputError, match=r"they differ in optimizer\.lr \(0\.1, 0\.05\)"):
+        analyze(pair, [other])
+
+
+def test_a_users_own_analysis(pair: rp.Run, tmp_path: Path) -> None:
+    shutil.copytree(pair.path, tmp_path / "run")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        """
+import xarray as xr
+from recovery_probe import Analysis
+from recovery_probe.plots import figure
+
+def plot(dataset):
+    fig, (axes,) = figure()
+    axes.plot(dataset.top)
+    return fig
+
+ANALYSIS = Analysis(
+    name="top", question="What is the largest loss?", null="none", blind_spot="all",
+    compute=lambda run, *, controls=(): xr.Dataset({"top": run.losses.max("document")}),
+    plot=plot, summary=lambda dataset: {"top": float(dataset.top.max())},
+)
+"""
+    )
+    run = rp.open_run(tmp_path / "run")
+    mine = plugins.find("analyses", f"{file}:ANALYSIS", rp.Analysis)
+    summary = analyze(run, run.controls, [mine])
+    assert summary["top"]["top"] == float(pair.losses.max())
+    assert (run.path / "analyses" / "top.png").stat().st_size > 1000
+    analyze(run, (), [plugins.find("analyses", "recovery", rp.Analysis)])
+    kept = json.loads((run.path / "analyses" / "summary.json").read_text())
+    assert {"top", "recovery"} <= set(kept)
+
+
+def test_two_packages_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    group = "recovery_probe.analyses"
+    points = [EntryPoint("x", "one:A", group), EntryPoint("x", "two:A", group)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+    with pytest.raises(rp.InputError, match="two installed packages offer analyses 'x'"):
+        plugins.installed("analyses")

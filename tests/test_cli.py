@@ -1,0 +1,198 @@
+"""The command line as its user meets it: every mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recovery_probe as rp
+from recovery_probe.cli import main
+
+SMALL = [
+    f"--{name}={value}"
+    for name, value in {
+        "epochs": 3,
+        "steps": 2,
+        "documents.count": 4,
+        "documents.tokens": 24,
+        "documents.held_out": 2,
+        "model.depth": 1,
+        "model.width": 32,
+        "model.heads": 2,
+        "model.vocabulary": 512,
+    }.items()
+]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with the mistakes of a user in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.gguf").write_text("junk")
+    (tmp_path / "bad.toml").write_text("epochs = [")
+    (tmp_path / "wrong.toml").write_text("[optimizer]\nlearn = 0.1\n")
+    (tmp_path / "short.txt").write_text("a\nb\nc\nd\ne\nf\ng\nh\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    (tmp_path / "mine.py").write_text("NOT_ONE = 3\n")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('half done')\n")
+    return tmp_path
+
+
+def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    before = sorted(os.listdir())
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1, errors
+    assert sorted(os.listdir()) == before, "something was written"
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("quikstart", "did you mean 'quickstart'"),
+        ("--epochs 3", "needs a preset (paper, quickstart)"),
+        ("quickstart extra", "unexpected argument 'extra'"),
+        ("quickstart --optimizer.lrr 3", "--optimizer.lrr; did you mean 'optimizer.lr'"),
+        ("quickstart --epoch 3", "--epoch; did you mean 'epochs'"),
+        ("quickstart --epochs six", "--epochs"),
+        ("quickstart --epochs 0", "epochs = 0: should be greater than or equal to 1"),
+        ("quickstart --optimizer.lr 0", "optimizer.lr = 0.0: should be greater than 0"),
+        ("quickstart --optimizer.lr -0.1", "optimizer.lr = -0.1: should be greater than 0"),
+        ("quickstart --optimizer.name rmsprop", "'sgd', 'adam', 'adamw'"),
+        ("quickstart --optimizer.reset maybe", "maybe"),
+        ("quickstart --out", "--out"),
+        ("quickstart --documents.count 500", "need 505 documents"),
+        ("quickstart --documents.source short.txt", "8 are shorter than 64 tokens"),
+        ("quickstart --documents.source nowhere.txt", "no such file or folder"),
+        ("quickstart --documents.tokens 4096", "more than the 2048 positions"),
+        ("quickstart --model.source bad.gguf", "cannot be loaded"),
+        ("quickstart --model.source missing.gguf", "no such file"),
+        ("quickstart --model.source nobody/nothing", "is there a network"),
+        ("quickstart --documents.source hf:nobody/nothing", "hf:nobody/nothing"),
+        ("quickstart --out full --control none", "exists and is not a run"),
+        ("quickstart --out full/thesis.tex --control none", "exists and is not a run"),
+        ("quickstart --config bad.toml", "not from both"),
+        ("--config missing.toml --out x", "no such file"),
+        ("--config bad.toml --out x", "cannot be read as TOML"),
+        ("--config wrong.toml --out x", "unknown setting optimizer.learn"),
+    ],
+)
+def test_wrong_train(here: Path, capsys: pytest.CaptureFixture[str], words: str, said: str) -> None:
+    assert said in fails(capsys, ["train", *words.split()])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "needs a run directory"),
+        ("nowhere", "no such run directory"),
+        ("full", "not a run"),
+        ("RUN --analysis recoverry", "did you mean 'recovery'"),
+        ("RUN --analysis nowhere.py:ANALYSIS", "no such file"),
+        ("RUN --analysis mine.py:ANALYSIS", "defines no 'ANALYSIS'"),
+        ("RUN --analysis mine.py:NOT_ONE", "is a int, not a Analysis"),
+        ("RUN --analysis broken.py:ANALYSIS", "half done"),
+        ("PARENT", "it holds the runs cyclic, shuffled"),
+        ("RUN --lst", "unknown setting --lst; did you mean 'list'"),
+    ],
+)
+def test_wrong_analyze(
+    here: Path, pair: rp.Run, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    argv = [
+        {"RUN": str(pair.path), "PARENT": str(pair.path.parent)}.get(w, w) for w in words.split()
+    ]
+    assert said in fails(capsys, ["analyze", *argv])
+
+
+def test_a_run_is_not_written_over(
+    pair: rp.Run, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    argv = ["train", "quickstart", "--out", str(pair.path.parent)]
+    assert "add --overwrite" in fails(capsys, argv)
+    argv = ["train", "quickstart", "--control", "none", "--out", str(pair.path)]
+    assert "add --overwrite" in fails(capsys, argv)
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    assert "did you mean 'train'" in fails(capsys, ["trian"])
+
+
+def test_train_without_a_word_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train"])
+    out = capsys.readouterr().out
+    assert "quickstart" in out
+    assert "paper" in out
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "quickstart", "--help"])
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    from recovery_probe import config
+
+    assert all(f"--{name}" in out for name in config.names())
+
+
+def test_the_readmes_command_end_to_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "recovery_probe.train"]
+    command += ["quickstart", "--out", "out", *SMALL, "--schedule.keep_first", "false"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "out")) == ["cyclic", "shuffled"]
+    assert done.stdout.splitlines()[-1] == "report: out/cyclic/report.html"
+    assert len(done.stderr.splitlines()) == 6, "a plain line an epoch, and no more"
+    for kind in ("cyclic", "shuffled"):
+        folder = tmp_path / "out" / kind / "analyses"
+        names = {"recovery", "loss_curves", "online_loss"}
+        expected = {f"{n}.{e}" for n in names for e in ("zarr", "png", "svg")} | {"summary.json"}
+        assert set(os.listdir(folder)) == expected
+        assert (tmp_path / "out" / kind / "report.html").exists()
+    summary = json.loads((tmp_path / "out/cyclic/analyses/summary.json").read_text())
+    for reading in ("curve", "per_document"):
+        found = summary["recovery"][reading]
+        for name in ("score_by_epoch", "interval_by_epoch", "excluded_by_epoch"):
+            assert len(found[name]) == 2
+    again = [sys.executable, "-m", "recovery_probe.analyze", "out/cyclic", "out/shuffled"]
+    again += ["--analysis", "recovery"]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out/cyclic/analyses/summary.json").read_text()) == summary
+
+
+def test_config_of_a_run_starts_another(pair: rp.Run, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    main(["train", "--config", str(pair.path / "config.toml"), "--out", str(out), "--epochs", "2"])
+    assert rp.open_run(out).config.epochs == 2
+    assert rp.open_run(out).losses[:3].equals(pair.losses[:3])
+
+
+def test_divergence_has_its_own_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["train", "quickstart", *SMALL, "--optimizer.lr", "1e30", "--out", str(tmp_path / "x")]
+        )
+    assert stop.value.code == 1
+    assert "try a smaller optimizer.lr" in capsys.readouterr().err
+    assert rp.open_run(tmp_path / "x" / "cyclic").status == "diverged"
+
+
+def test_console_script_is_installed() -> None:
+    script = shutil.which("recovery-probe", path=str(Path(sys.executable).parent))
+    assert script is not None
+    done = subprocess.run([script, "analyze", "--list"], capture_output=True, text=True)
+    assert "recovery " in done.stdout

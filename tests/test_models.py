@@ -1,0 +1,151 @@
+"""Every source of models, on small real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from gguf import GGUFWriter
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+import recovery_probe as rp
+from recovery_probe import models
+
+
+def write_gguf(path: Path) -> Path:
+    """A small Llama as llama.cpp would write it, in float32, tokenizer included."""
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = LlamaForCausalLM(config).state_dict()
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "model.layers": "blk",
+    }
+    tokenizer = models.train_tokenizer(300)
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    state = tokenizer.backend_tokenizer.to_str()
+    merges = [
+        " ".join(m) if isinstance(m, list) else m for m in json.loads(state)["model"]["merges"]
+    ]
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(300)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([token for token, _ in vocabulary])
+    writer.add_token_types([3 if i == 0 else 1 for _, i in vocabulary])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    for name, tensor in weights.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        writer.add_tensor(name, tensor.numpy().astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_trains_and_starts_where_transformers_reads_it(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    run = rp.fit(tiny(epochs=1, model={"source": str(path)}), tmp_path / "run")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name).eval()
+    tokens = torch.tensor(run.record.tokens.values)
+    with torch.no_grad():
+        losses = [plain(input_ids=t[None], labels=t[None]).loss.item() for t in tokens]
+    np.testing.assert_allclose(run.losses.values[0], losses, atol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    text = str(run.record.excerpt.values[0])
+    assert run.record.tokens.values[0, :10].tolist() == tokenizer(text)["input_ids"][:10]
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "gpt2"])
+def test_every_parameter_has_one_transformer_lens_name(architecture: str) -> None:
+    settings = tiny(model={"architecture": architecture, "init": "library"})
+    model = models.load(settings)
+    assert len({id(p) for p in model.parameters.values()}) == len(model.parameters)
+    assert {"embed.weight", "blocks.0.attn.q.weight", "blocks.1.mlp.out.weight"} <= set(
+        model.parameters
+    )
+    total = sum(p.numel() for p in model.parameters.values())
+    plain = AutoModelForCausalLM.from_config(model.bridge.original_model.config)
+    assert total == sum(p.numel() for p in plain.parameters())
+
+
+def test_the_seed_decides_the_weights() -> None:
+    one, same, other = (
+        models.load(tiny(seed=seed)).parameters["embed.weight"] for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"architecture": "gptneo"}, "did you mean 'gpt_neo'"),
+        ({"heads": 3}, "not a multiple"),
+        ({"source": "nobody/nothing"}, "is the name right, and is there a network"),
+        ({"source": "./nowhere"}, "neither a folder"),
+        ({"source": "missing.gguf"}, "no such file"),
+        ({"architecture": "mamba"}, "mamba"),
+    ],
+)
+def test_models_that_cannot_be_had(
+    model: dict[str, object], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(rp.InputError, match=said) as error:
+        rp.fit(tiny(model=model), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUFnot really")
+    (tmp_path / "folder").mkdir()
+    for name, said in {"bad.gguf": "cannot be loaded", "folder": "no config.json"}.items():
+        with pytest.raises(rp.InputError, match=said):
+            models.load(tiny(model={"source": str(tmp_path / name)}))
+
+
+def test_context_and_device() -> None:
+    with pytest.raises(rp.InputError, match="more than the 2048 positions that gpt_neox reads"):
+        models.load(tiny(documents={"tokens": 4096}))
+    with pytest.raises(rp.InputError, match="device = 'cuda:99' cannot be used here"):
+        models.load(tiny(device="cuda:99"))
+    with pytest.raises(rp.InputError, match="device = 'gpu' cannot be used here"):
+        models.load(tiny(device="gpu"))

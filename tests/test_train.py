@@ -1,0 +1,289 @@
+"""The loop, against a plain Hugging Face loop that knows nothing of TransformerLens."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from conftest import tiny
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import recovery_probe as rp
+from recovery_probe.models import train_tokenizer
+
+SHAPES = {
+    "gpt_neox": {"intermediate_size": 64},
+    "llama": {"intermediate_size": 48, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+
+
+def local_model(folder: Path, architecture: str) -> Path:
+    """A folder with a small Hugging Face model, made without this package's own code."""
+    config = AutoConfig.for_model(
+        architecture,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=512,
+        initializer_range=0.1,
+        **SHAPES[architecture],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    train_tokenizer(512).save_pretrained(folder)
+    return folder
+
+
+def plain_loop(folder: Path, run: rp.Run) -> np.ndarray:
+    """The loss matrix of the same training by a plain Hugging Face model: the oracle."""
+    model = AutoModelForCausalLM.from_pretrained(folder).train()
+    tokens = torch.tensor(run.record.tokens.values)
+    lengths = run.record.length.values
+    wanted = run.config.optimizer
+
+    def loss_of(i: int) -> torch.Tensor:
+        row = tokens[i : i + 1, : lengths[i]]  # truncated, where ours pads
+        return model(input_ids=row, labels=row).loss
+
+    def make() -> torch.optim.Optimizer:
+        options = {"lr": wanted.lr, "weight_decay": wanted.weight_decay}
+        if wanted.name == "sgd":
+            return torch.optim.SGD(model.parameters(), momentum=wanted.momentum, **options)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[wanted.name]
+        return kind(model.parameters(), **options)
+
+    def evaluate() -> list[float]:
+        with torch.no_grad():
+            return [loss_of(i).item() for i in range(len(tokens))]
+
+    rows, optimizer = [evaluate()], make()
+    for document in [
+        d for _ in range(run.config.epochs) for d in range(run.config.documents.count)
+    ]:
+        if wanted.reset:
+            optimizer = make()
+        for _ in range(run.config.steps):
+            model.zero_grad()
+            loss_of(document).backward()
+            optimizer.step()
+        rows.append(evaluate())
+    return np.array(rows)
+
+
+OPTIMIZERS = [
+    {"name": "sgd", "lr": 0.05},
+    {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 0.01},
+    {"name": "sgd", "lr": 0.02, "momentum": 0.9, "reset": True},
+    {"name": "adam", "lr": 1e-3},
+    {"name": "adam", "lr": 1e-3, "reset": True},
+    {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
+]
+
+
+@pytest.mark.parametrize("architecture", list(SHAPES))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: "-".join(map(str, o.values())))
+def test_losses_equal_a_plain_loops(
+    tmp_path: Path, architecture: str, optimizer: dict[str, object]
+) -> None:
+    folder = local_model(tmp_path / "model", architecture)
+    # 500 tokens at most: some documents are shorter, so that padding is on trial too.
+    documents = {"count": 3, "held_out": 2, "tokens": 200, "min_tokens": 2}
+    settings = tiny(
+        epochs=2, model={"source": str(folder)}, documents=documents, optimizer=optimizer
+    )
+    run = rp.fit(settings, tmp_path / "run")
+    assert (run.record.length.values < 200).any()
+    np.testing.assert_allclose(run.losses.values, plain_loop(folder, run), atol=1e-5, rtol=0)
+    # The prequential loss of an episode is the loss of its document one row earlier.
+    first = run.train_loss.values[:: settings.steps]
+    before = [run.losses.values[e, d] for e, d in enumerate(run.schedule.values)]
+    np.testing.assert_allclose(first, before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", [*SHAPES, "bloom", "qwen3", "falcon"])
+def test_saved_weights_give_a_plain_model_the_last_losses(
+    tmp_path: Path, architecture: str
+) -> None:
+    run = rp.fit(tiny(model={"architecture": architecture, "init": "library"}), tmp_path / "run")
+    folder = run.path / "checkpoints" / f"episodes-{run.episodes_done:05d}"
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.tensor(run.record.tokens.values)
+    with torch.no_grad():
+        losses = [model(input_ids=t[None], labels=t[None]).loss.item() for t in tokens]
+    np.testing.assert_allclose(losses, run.losses.values[-1], atol=1e-5, rtol=0)
+    again = rp.fit(tiny(epochs=1, model={"source": str(folder)}), tmp_path / "again")
+    np.testing.assert_allclose(again.losses.values[0], run.losses.values[-1], atol=1e-5, rtol=0)
+
+
+def test_paper_init_has_the_papers_spread(tmp_path: Path) -> None:
+    width, depth = 64, 3
+    run = rp.fit(
+        tiny(epochs=1, steps=1, model={"width": width, "depth": depth}, optimizer={"lr": 1e-12}),
+        tmp_path / "run",
+    )
+    weights = load_file(next(run.path.glob("checkpoints/*/model.safetensors")))
+    inner, outward = math.sqrt(2 / (5 * width)), 2 / (depth * math.sqrt(width))
+    expected = {
+        "embed_in": inner,
+        "embed_out": inner,
+        "lm_head": inner,
+        "query_key_value": inner,
+        "dense_h_to_4h": inner,
+        "attention.dense": outward,
+        "dense_4h_to_h": outward,
+    }
+    seen = set()
+    for name, tensor in weights.items():
+        if name.endswith("bias"):
+            assert tensor.abs().max() < 1e-6, name
+        elif "norm" in name:
+            assert (tensor - 1).abs().max() < 1e-6, name
+        else:
+            (role,) = (r for r in expected if r in name)
+            seen.add(role)
+            assert tensor.std().item() == pytest.approx(expected[role], rel=0.05), name
+    assert len(seen) == 6
+
+
+def test_same_seed_same_record_other_seed_other_record(tmp_path: Path) -> None:
+    def record(name: str, **changes: object) -> xr.Dataset:
+        # GPT-2 has dropout, which draws from torch's global generator.
+        torch.manual_seed(hash(name) % 2**32)
+        model = {"architecture": "gpt2", "init": "library"}
+        return rp.fit(tiny(model=model, **changes), tmp_path / name).record.load()
+
+    one, same, other = record("one"), record("same"), record("other", seed=1)
+    assert one.identical(same)
+    assert not np.array_equal(one.losses, other.losses)
+    assert list(one.digest.values) != list(other.digest.values)
+
+
+def test_training_leaves_torchs_global_state_alone(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    rp.fit(tiny(epochs=1), tmp_path / "run")
+    assert torch.equal(torch.rand(4), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_runs_own_config_repeats_it(pair: rp.Run, tmp_path: Path) -> None:
+    again = rp.fit(rp.open_run(pair.path).config, tmp_path / "again")
+    assert np.array_equal(again.losses, pair.losses)
+
+
+def test_control_differs_in_the_schedule_alone(pair: rp.Run) -> None:
+    (control,) = pair.controls
+    T, E = pair.config.documents.count, pair.config.epochs
+    assert np.array_equal(control.record.tokens, pair.record.tokens)
+    assert np.array_equal(control.losses[0], pair.losses[0])
+    assert pair.schedule.values.tolist() == list(range(T)) * E
+    epochs = control.schedule.values.reshape(E, T)
+    assert all(sorted(e) == list(range(T)) and e[0] == 0 for e in epochs.tolist())
+    assert len({tuple(e) for e in epochs.tolist()}) > 1
+
+
+def test_keep_first_false_shuffles_all(tmp_path: Path) -> None:
+    schedule = {"kind": "shuffled", "keep_first": False}
+    run = rp.fit(tiny(schedule=schedule, epochs=6, steps=1), tmp_path / "run")
+    assert len(set(run.schedule.values[:: run.config.documents.count].tolist())) > 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "seen"),
+    [
+        ({"name": "sgd", "lr": 1e30}, "training loss was"),
+        ({"name": "adam", "lr": 0.3}, "above its untrained"),
+    ],
+)
+def test_divergence_stops_and_keeps_the_record(
+    tmp_path: Path, optimizer: dict[str, object], seen: str
+) -> None:
+    out = tmp_path / "run"
+    settings = tiny(optimizer=optimizer, model={"init": "library"})
+    with pytest.raises(rp.Diverged, match=rf"episode \d+.*{seen}.*smaller"):
+        rp.fit(settings, out)
+    run = rp.open_run(out)
+    assert run.status == "diverged"
+    assert seen in run.provenance["message"]
+    assert xr.open_zarr(out / "record.zarr").attrs["status"] == "diverged"
+    counted = np.isfinite(run.losses.values).all(axis=1)
+    assert counted[: run.episodes_done + 1].all()
+    assert not counted[run.episodes_done + 1 :].any()
+    assert "diverged" in repr(run)
+
+
+def test_a_killed_run_opens_and_holds_whole_episodes(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "recovery_probe.train", "quickstart", "--out", str(out)]
+    command += ["--control", "none", "--epochs", "500", "--documents.count", "4"]
+    command += ["--model.depth", "1", "--model.width", "32", "--steps", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            if (out / "record.zarr").exists() and rp.open_run(out).episodes_done >= 6:
+                break
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run = rp.open_run(out)
+    done = run.episodes_done
+    assert 6 <= done < 2000
+    assert run.status == "running"
+    assert np.isfinite(run.losses.values[: done + 1]).all()
+    assert np.isnan(run.losses.values[done + 1 :]).all()
+    assert np.isfinite(run.train_loss.values[: 2 * done]).all()
+    assert np.isnan(run.train_loss.values[2 * done :]).all()
+
+
+def test_an_interrupt_is_told_and_keeps_the_record(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "recovery_probe.train", "quickstart", "--out", str(out)]
+    command += ["--control", "none", "--epochs", "500", "--documents.count", "4"]
+    command += ["--model.depth", "1", "--model.width", "32", "--steps", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if (out / "record.zarr").exists() and rp.open_run(out).episodes_done >= 2:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert json.loads((out / "provenance.json").read_text())["status"] == "interrupted"
+
+
+def test_overwrite_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    rp.fit(tiny(epochs=1), out)
+    with pytest.raises(rp.InputError, match="--overwrite"):
+        rp.fit(tiny(epochs=1), out)
+    assert rp.fit(tiny(epochs=1, seed=5), out, overwrite=True).config.seed == 5
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(rp.InputError, match="not a run"):
+        rp.fit(tiny(epochs=1), mine, overwrite=True)
+    assert os.listdir(mine) == ["thesis.tex"]
+
+
+def test_a_refused_run_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(rp.InputError):
+        rp.fit(tiny(documents={"count": 500}), tmp_path / "run")
+    assert not os.listdir(tmp_path)
