@@ -114,7 +114,7 @@ def train(
             optimizer = make_optimizer(settings, parameters)
         this = slice(document, document + 1)
         seen = []
-        model.bridge.train()
+        model.train()
         for _ in range(settings.steps):
             optimizer.zero_grad()
             loss = losses_of(model, tokens[this], labels[this])[0]  # one document
@@ -152,7 +152,7 @@ def losses_of(model: Model, tokens: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(model: Model, tokens: Tensor, labels: Tensor, size: int) -> NDArray[np.float64]:
     """(T + H,): the loss of every document, in eval mode, `size` documents at a time."""
-    model.bridge.eval()
+    model.train(False)
     pairs = zip(tokens.split(size), labels.split(size), strict=True)
     losses = torch.cat([losses_of(model, *pair) for pair in pairs])
     return losses.cpu().numpy().astype(np.float64)

@@ -149,3 +149,13 @@ def test_context_and_device() -> None:
         models.load(tiny(device="cuda:99"))
     with pytest.raises(rp.InputError, match="device = 'gpu' cannot be used here"):
         models.load(tiny(device="gpu"))
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "gpt2"])
+def test_modes_are_the_bridges_own(architecture: str) -> None:
+    model = models.load(tiny(model={"architecture": architecture, "init": "library"}))
+    modules = [*model.bridge.modules(), *model.bridge.original_model.modules()]
+    for training in (True, False):
+        model.bridge.train(not training)
+        model.train(training)
+        assert {m.training for m in modules} == {training}
