@@ -42,7 +42,11 @@ def check_controls(run: Run, controls: Sequence[Run]) -> None:
     """Raise `InputError` unless every control differs from the run in its schedule alone."""
     for control in controls:
         differing = config.differences(run.config, control.config)
-        differing = {name: pair for name, pair in differing.items() if name not in FREE}
+        differing = {
+            name: pair
+            for name, pair in differing.items()
+            if name.partition(".")[0] not in config.WATCHING and name not in FREE
+        }
         if differing:
             told = ", ".join(f"{name} ({a!r}, {b!r})" for name, (a, b) in differing.items())
             raise InputError(

@@ -11,14 +11,14 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from recovery_probe import config
-from recovery_probe.errors import Diverged, InputError
+from recovery_probe.errors import Diverged, HookError, InputError
 
 C = TypeVar("C")
 
@@ -38,6 +38,16 @@ class Train:
     config: Path | None = None
     # the directory to write; runs/PRESET when not given
     out: Path | None = None
+    # recorders to add: installed names, or file.py:CLASS
+    record: tuple[str, ...] = ()
+    # recorders to leave out
+    no_record: tuple[str, ...] = ()
+    # hook functions to record: file.py:FUNCTION@PATTERN, where * in a pattern stands for anything
+    hook: tuple[str, ...] = ()
+    # let hooks replace activations, which changes training
+    hook_may_edit: tyro.conf.FlagCreatePairsOff[bool] = False
+    # train although the record may not fit on the disk
+    force: tyro.conf.FlagCreatePairsOff[bool] = False
     # replace a run that is there already
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
 
@@ -68,14 +78,29 @@ def train(argv: Sequence[str]) -> None:
             f"train needs a preset ({', '.join(config.presets())}) as its first word, or --config"
         )
     settings = config.check(command.settings)
+    for name in command.no_record:
+        if name not in settings.recorders:
+            raise InputError(f"--no-record {name}: not on; on are {', '.join(settings.recorders)}")
+    kept = [n for n in settings.recorders if n not in command.no_record]
+    recorders = tuple(dict.fromkeys([*kept, *command.record]))
+    settings = replace(settings, recorders=recorders)
     if command.out is None and command.preset is None:
         raise InputError("--config needs --out DIR too")
     out = command.out or Path("runs") / str(command.preset)
 
     from recovery_probe.analyze import analyze as analyze_run
+    from recovery_probe.recorders.hook import split as split_hook
     from recovery_probe.train import fit
 
-    run = fit(settings, out, overwrite=command.overwrite)
+    hooks = [split_hook(text) for text in command.hook]
+    run = fit(
+        settings,
+        out,
+        hooks=hooks,
+        hook_may_edit=command.hook_may_edit,
+        overwrite=command.overwrite,
+        force=command.force,
+    )
     for control in run.controls:
         analyze_run(control)
     _tell(analyze_run(run, run.controls), run.path)
@@ -116,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     except InputError as error:
         _stop(error, 2)
-    except Diverged as error:
+    except (Diverged, HookError) as error:
         _stop(error, 1)
     except KeyboardInterrupt:
         _stop("interrupted; the record so far is kept", 130)

@@ -103,6 +103,74 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class ResidualStream:
+    """The recorder of residual streams."""
+
+    # step, N steps, episode (its first step) or epoch
+    every: str = "step"
+    # the mean over positions, the last position, or all of them in float16
+    reduce: Literal["mean", "last", "all"] = "mean"
+    # the document whose final residual stream is kept after every episode
+    focal: Annotated[int, Ge(0)] = 0
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The recorder of gradient sketches."""
+
+    # step, N steps, episode (its first step) or epoch
+    every: str = "step"
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
+class WeightDeltas:
+    """The recorder of weight updates."""
+
+    # step, N steps, episode or epoch: the update over each such stretch
+    every: str = "step"
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
+class DocumentGradients:
+    """The recorder of inner products between the gradients of all documents."""
+
+    # episode, N episodes or epoch
+    every: str = "epoch"
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
+class AttentionPatterns:
+    """The recorder of attention."""
+
+    # step, N steps, episode (its first step) or epoch
+    every: str = "step"
+    # keep the patterns too, not their entropy alone
+    patterns: bool = False
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The recorder of weights."""
+
+    # episode, N episodes or epoch; the untrained weights are always the first
+    every: str = "epoch"
+    # how many of the latest to keep; 0 for all
+    keep: Annotated[int, Ge(0)] = 0
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides what a run computes."""
 
@@ -118,6 +186,10 @@ class Settings:
     control: Literal["none", "shuffled"] = "none"
     # documents evaluated at once; changes memory and speed, and losses in the last digit only
     eval_batch: Annotated[int, Ge(1)] = 8
+    # what is recorded beside losses: installed names, or file.py:CLASS
+    recorders: tuple[str, ...] = ("residual_stream", "gradients", "weight_deltas", "checkpoints")
+    # size of the sketch of a module's gradient or update; errors of cosines fall as 1/sqrt of it
+    sketch: Annotated[int, Ge(1)] = 127
     # what is read, over and over
     documents: Documents = field(default_factory=Documents)
     # the network
@@ -126,6 +198,18 @@ class Settings:
     schedule: Schedule = field(default_factory=Schedule)
     # how a gradient becomes an update
     optimizer: Optimizer = field(default_factory=Optimizer)
+    # the recorder of residual streams
+    residual_stream: ResidualStream = field(default_factory=ResidualStream)
+    # the recorder of gradient sketches
+    gradients: Gradients = field(default_factory=Gradients)
+    # the recorder of weight updates
+    weight_deltas: WeightDeltas = field(default_factory=WeightDeltas)
+    # the recorder of inner products between the gradients of all documents
+    document_gradients: DocumentGradients = field(default_factory=DocumentGradients)
+    # the recorder of attention
+    attention_patterns: AttentionPatterns = field(default_factory=AttentionPatterns)
+    # the recorder of weights
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
 
@@ -217,6 +301,19 @@ def nearest(word: str, known: Any) -> str:
     """`; did you mean 'x'?`, or nothing when no known word is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# Settings that decide what is written, and not what is computed.
+WATCHING = (
+    "recorders",
+    "sketch",
+    "residual_stream",
+    "gradients",
+    "weight_deltas",
+    "document_gradients",
+    "attention_patterns",
+    "checkpoints",
+)
 
 
 def differences(a: Settings, b: Settings) -> dict[str, tuple[Any, Any]]:

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class Diverged(RuntimeError):
     """Training left the region where its numbers mean anything. The record so far is kept."""
+
+
+class HookError(RuntimeError):
+    """A user's hook failed, or would change training. The record so far is kept."""

@@ -20,7 +20,8 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +36,8 @@ from recovery_probe.errors import InputError
 
 if TYPE_CHECKING:
     from recovery_probe.documents import Documents
+    from recovery_probe.models import Model
+    from recovery_probe.recorders import Array
 
 PACKAGES = ("recovery_probe", "torch", "transformers", "transformer-lens", "numpy", "zarr")
 
@@ -92,6 +95,90 @@ class Run:
     def status(self) -> str:
         """`running` (or killed), `complete`, `diverged` or `interrupted`."""
         return str(self.provenance["status"])
+
+    @property
+    def recorders(self) -> list[str]:
+        """The recorders that wrote arrays; each is an attribute too, such as `run.gradients`."""
+        return sorted(
+            name for name, _ in zarr.open_group(self.path / "record.zarr", mode="r").groups()
+        )
+
+    def recorder(self, name: str) -> xr.Dataset:
+        """What a recorder wrote, lazily, as far as episodes are committed. A `module` dimension
+        is indexed by `kind`, `block` and `name`: `.sel(kind="mlp.out", block=3)`.
+
+        Raises `InputError` when the run has no such recorder.
+        """
+        if name not in self.recorders:
+            raise InputError(
+                f"{self.path}: recorder {name} was off, on were "
+                f"{', '.join(self.recorders) or 'none'}; "
+                f"train again with --record {name}"
+            )
+        dataset = xr.open_zarr(self.path / "record.zarr", group=name)
+        if "step" in dataset.coords:
+            dataset = dataset.isel(
+                step=dataset.step.values < self.episodes_done * self.config.steps
+            )
+        if "episodes_done" in dataset.coords:
+            dataset = dataset.isel(episodes_done=dataset.episodes_done.values < self._rows)
+        if "module" in dataset.dims:
+            levels = ["kind", "block", "name"]
+            plain = {n: ("module", dataset[n].values.astype(object)) for n in ("kind", "name")}
+            dataset = dataset.assign_coords(plain).set_index(module=levels)
+        return dataset
+
+    def __getattr__(self, name: str) -> xr.Dataset:
+        if not name.startswith("_") and name in config.WATCHING:
+            return self.recorder(name)
+        raise AttributeError(f"Run has no attribute {name!r}")
+
+    def weight_trajectory(self) -> xr.DataArray:
+        """(episodes_done, module, sketch): sketch of the weights minus the untrained weights, the
+        running sum of the recorded updates, wherever one ends with an episode."""
+        deltas = self.recorder("weight_deltas").sketched.load()
+        steps, M = self.record.sizes["step"], self.config.steps
+        # The step after the last of each recorded stretch.
+        ends = np.append(deltas.step.values[1:], min(steps, self.episodes_done * M))
+        moved = deltas.cumsum("step").astype("float64")
+        at = np.flatnonzero(ends % M == 0) if len(deltas.step) else np.empty(0, dtype=int)
+        moved = (
+            moved.isel(step=at)
+            .rename(step="episodes_done")
+            .drop_vars("episodes_done", errors="ignore")
+        )
+        moved = moved.assign_coords(episodes_done=ends[at] // M)
+        start = xr.zeros_like(deltas.isel(step=0, drop=True)).astype("float64")
+        start = start.expand_dims(episodes_done=[0])
+        return xr.concat([start, moved], dim="episodes_done").assign_attrs(deltas.attrs)
+
+    def weights_at(self, episodes_done: int) -> dict[str, NDArray[Any]]:
+        """Hugging Face name -> weight, from the checkpoint after that many episodes; no torch.
+
+        Raises `InputError` when there is none, naming those there are.
+        """
+        from safetensors.numpy import load_file
+
+        return load_file(self._checkpoint(episodes_done) / "model.safetensors")
+
+    def model_at(self, episodes_done: int) -> Model:
+        """The model with the weights after that many episodes, bridged and on its device.
+
+        Raises `InputError` when there is no such checkpoint.
+        """
+        from recovery_probe import models
+
+        source = replace(self.config.model, source=str(self._checkpoint(episodes_done)))
+        return models.load(replace(self.config, model=source))
+
+    def _checkpoint(self, episodes_done: int) -> Path:
+        known = checkpoints(self.path)
+        if episodes_done not in known:
+            raise InputError(
+                f"{self.path}: no checkpoint after {episodes_done} episodes; there are some after "
+                f"{', '.join(map(str, known)) or 'none'}"
+            )
+        return checkpoint_folder(self.path, episodes_done)
 
     @property
     def controls(self) -> list[Run]:
@@ -162,6 +249,17 @@ def is_run(path: Path) -> bool:
     return all((path / name).exists() for name in ("config.toml", "provenance.json", "record.zarr"))
 
 
+def checkpoint_folder(run: Path, episodes_done: int) -> Path:
+    """Where the weights after that many episodes lie."""
+    return run / "checkpoints" / f"episodes-{episodes_done:05d}"
+
+
+def checkpoints(run: Path) -> list[int]:
+    """Episodes done at every checkpoint of a run, in order."""
+    folders = (run / "checkpoints").glob("episodes-*")
+    return sorted(int(f.name.split("-")[1]) for f in folders if not f.name.endswith(".partial"))
+
+
 def check_vacant(path: Path, overwrite: bool) -> None:
     """Raise `InputError` unless a run may be written at `path`. Only a run is ever replaced."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -190,7 +288,8 @@ class Writer:
         self.path = path
         self.settings = settings
         self.provenance = provenance
-        self.group = zarr.open_group(path / "record.zarr", mode="r+")
+        self.group = zarr.open_group(path / "record.zarr", mode="r+", use_consolidated=False)
+        self._opened: dict[str, Any] = {}
 
     @classmethod
     def create(
@@ -220,6 +319,37 @@ class Writer:
         os.replace(partial, path)
         return cls(path, settings, provenance)
 
+    def add_group(
+        self,
+        name: str,
+        arrays: Mapping[str, Array],
+        coords: Mapping[str, tuple[str, Any]],
+        due: Mapping[str, NDArray[np.int64]],
+    ) -> None:
+        """Lay out a recorder's arrays for the whole run, in a group of its own."""
+        path = self.path / "record.zarr"
+        write_zarr(xr.Dataset(coords={**coords, **due}), path, group=name)
+        group = zarr.open_group(path / name, mode="r+")
+        for array_name, array in arrays.items():
+            # A chunk holds whole episodes: as many as stay small, since a commit rewrites it.
+            rows, M = len(due[array.time]), self.settings.steps if array.time == "step" else 1
+            size = int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize
+            episodes = max(1, min(self.settings.documents.count, 2**18 // max(1, size * M)))
+            group.create_array(
+                array_name,
+                shape=(rows, *array.shape),
+                chunks=(min(rows, episodes * M), *array.shape),
+                dtype=array.dtype,
+                fill_value=np.nan,
+                dimension_names=(array.time, *array.dims),
+                attributes=_about(array.description, array.units),
+            )
+        _consolidate(path)
+
+    def write(self, group: str, name: str, start: int, rows: NDArray[Any]) -> None:
+        """Rows of a recorder's array, from row `start`; they count once `commit` is called."""
+        self._array(f"{group}/{name}")[start : start + len(rows)] = rows
+
     def commit(self, row: int, losses: ArrayLike, train_loss: Sequence[float] = ()) -> None:
         """Row `row` of the losses (after that many episodes), and the training losses of the
         episode that led to it."""
@@ -237,7 +367,9 @@ class Writer:
         _consolidate(self.path / "record.zarr")
 
     def _array(self, name: str) -> Any:
-        return self.group[name]
+        if name not in self._opened:
+            self._opened[name] = self.group[name]
+        return self._opened[name]
 
 
 def _lay_out(
@@ -318,15 +450,12 @@ def _clean(values: list[str]) -> list[str]:
     return [v.encode("utf-8", "replace").decode("utf-8") for v in values]
 
 
-def write_zarr(dataset: xr.Dataset, path: Path) -> None:
-    """A new Zarr store. Strings get variable length, which Zarr 3 specifies; fixed length it
-    does not."""
-    text = {
-        n: {"dtype": np.dtypes.StringDType()}
-        for n, v in dataset.variables.items()
-        if v.dtype.kind == "U"
-    }
-    dataset.to_zarr(path, mode="w-", zarr_format=3, consolidated=False, encoding=text)
+def write_zarr(dataset: xr.Dataset, path: Path, group: str | None = None) -> None:
+    """A new Zarr store, or a new group in one. Strings get variable length, which Zarr 3
+    specifies; fixed length it does not."""
+    strings = (n for n, v in dataset.variables.items() if v.dtype.kind == "U")
+    text = {name: {"dtype": np.dtypes.StringDType()} for name in strings}
+    dataset.to_zarr(path, group=group, mode="w-", zarr_format=3, consolidated=False, encoding=text)
     _consolidate(path)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,22 +24,37 @@ from recovery_probe.documents import Documents
 from recovery_probe.errors import Diverged, InputError
 from recovery_probe.models import Model
 from recovery_probe.progress import Progress
+from recovery_probe.recorders import Recorder, Recording, RunInfo, Step, find
+from recovery_probe.recorders.hook import HookRecorder
 from recovery_probe.run import Run, Writer, check_vacant, is_run, open_run, recovery_so_far
 from recovery_probe.schedule import document_of_episode
+from recovery_probe.sketch import ModuleSketches
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 IGNORED = -100  # label of a position that has no loss
 
 
-def fit(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = False) -> Run:
+def fit(
+    settings: Settings,
+    out: str | os.PathLike[str],
+    *,
+    hooks: Iterable[tuple[str, Callable[..., Any]] | Recorder | type[Recorder]] = (),
+    hook_may_edit: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+) -> Run:
     """Train as the settings say and return the run, written in the directory `out`.
 
     With `settings.control`, `out` gets one folder per schedule, `out/cyclic` and
     `out/shuffled`, and the cyclic run is returned; `run.controls` holds the other.
 
-    Raises `InputError`, before any training, when the settings cannot be met or `out` is taken
-    (`overwrite` replaces a run, and nothing else); `Diverged` when training fails, with the
-    record up to there kept.
+    `hooks` are recorded beside what `settings.recorders` names: pairs of a hook-point pattern and
+    a TransformerLens hook function (which may replace activations only with `hook_may_edit`), or
+    `Recorder` classes.
+
+    Raises `InputError`, before any training, when the settings cannot be met, `out` is taken
+    (`overwrite` replaces a run, and nothing else) or the disk has no room (`force` tries all the
+    same); `Diverged` or `HookError` when training fails, with the record up to there kept.
     """
     settings, out = config.check(settings), Path(out)
     plans = plan(settings, out)
@@ -45,10 +62,14 @@ def fit(settings: Settings, out: str | os.PathLike[str], *, overwrite: bool = Fa
         raise InputError(f"{out}: holds a run already; with a control, choose another --out")
     for path in plans:
         check_vacant(path, overwrite)
+    hooks = list(hooks)
     for path, planned in plans.items():
         control = [f"../{other.name}" for other in plans if other != path]
         is_main = planned.schedule.kind == "cyclic"
-        _fit_one(planned, path, overwrite, control[0] if control and is_main else None)
+        # Recorders have a state: each run gets its own.
+        extra = [as_recorder(hook, hook_may_edit) for hook in hooks]
+        control_of = control[0] if control and is_main else None
+        _fit_one(planned, path, extra, control_of, overwrite, force)
     return open_run(next(iter(plans)))
 
 
@@ -64,70 +85,139 @@ def plan(settings: Settings, out: Path) -> dict[Path, Settings]:
     }
 
 
-def _fit_one(settings: Settings, path: Path, overwrite: bool, control: str | None) -> None:
+def as_recorder(hook: Any, may_edit: bool) -> Recorder:
+    """A recorder from what `fit` takes as a hook."""
+    if isinstance(hook, type) and issubclass(hook, Recorder):
+        return hook()
+    if isinstance(hook, tuple) and len(hook) == 2:
+        return HookRecorder(*hook, may_edit=may_edit)
+    raise InputError(f"hook {hook!r}: expected (pattern, function) or a Recorder class")
+
+
+def _fit_one(
+    settings: Settings,
+    path: Path,
+    extra: list[Recorder],
+    control: str | None,
+    overwrite: bool,
+    force: bool,
+) -> None:
     model = models.load(settings)
     docs = documents.load(settings, model.tokenize)
     schedule = document_of_episode(settings)
-    facts = {"device": device_name(model.device), "threads": torch.get_num_threads()}
-    writer = Writer.create(
-        path,
-        settings,
-        docs,
-        schedule,
-        provenance={**facts, "control": control},
-        overwrite=overwrite,
-    )
-    started = time.monotonic()
-    status, message = "interrupted", "stopped before its last episode"
-    try:
-        with (
-            reproducible(model.device),
-            Progress(settings.schedule.kind, len(schedule), settings.documents.count) as progress,
-        ):
-            train(model, docs, schedule, settings, writer, progress)
-            model.save(path / "checkpoints" / f"episodes-{len(schedule):05d}")
-            status, message = "complete", ""
-    except Diverged as failure:
-        status, message = "diverged", str(failure)
-        raise Diverged(f"{path}: {failure}") from None
-    finally:
-        writer.finish(status, message, seconds=round(time.monotonic() - started, 2))
-
-
-def train(
-    model: Model,
-    docs: Documents,
-    schedule: NDArray[np.int32],
-    settings: Settings,
-    writer: Writer,
-    progress: Progress,
-) -> None:
-    """The loop: M gradient steps on each scheduled document, then the loss of all documents."""
     tokens, labels = batch(docs, model.device)
-    parameters = list(model.parameters.values())
-    rows = np.full((len(schedule) + 1, len(tokens)), np.nan)
-    rows[0] = evaluate(model, tokens, labels, settings.eval_batch)
-    writer.commit(0, rows[0])
-    for episode, document in enumerate(schedule):
+    sketches = ModuleSketches(model.parameters, settings.sketch)
+    info = RunInfo(settings, model, tokens, labels, docs.lengths, schedule, path, sketches)
+    facts: dict[str, Any] = {
+        "device": device_name(model.device),
+        "threads": torch.get_num_threads(),
+        "control": control,
+    }
+    with reproducible(model.device):
+        recording = Recording([*find(settings), *extra], info)
+        announce(recording, info, force)
+        writer = Writer.create(
+            path, settings, docs, schedule, provenance=facts, overwrite=overwrite
+        )
+        recording.lay_out(writer)
+        started = time.monotonic()
+        status, message = "interrupted", "stopped before its last episode"
+        try:
+            with (
+                recording.attached(),
+                Progress(
+                    settings.schedule.kind, len(schedule), settings.documents.count
+                ) as progress,
+            ):
+                train(info, recording, writer, progress)
+                status, message = "complete", ""
+        except Diverged as failure:
+            status, message = "diverged", str(failure)
+            raise Diverged(f"{path}: {failure}") from None
+        except Exception as failure:
+            status, message = "failed", f"{type(failure).__name__}: {failure}"
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            facts = recording.finish(seconds)
+            writer.finish(status, message, seconds=round(seconds, 2), **facts)
+
+
+def announce(recording: Recording, info: RunInfo, force: bool) -> None:
+    """Say on standard error what will be written and what it will cost, before it is.
+
+    Raises `InputError` when the disk has no room for it, unless `force`.
+    """
+    work = recording.rehearse()
+    step = step_seconds(info)
+    total = 0
+    for recorder, arrays in recording.bytes().items():
+        size = sum(count for _, count in arrays.values())
+        shapes = ", ".join(
+            f"{n} {'×'.join(map(str, s))}" if s else n for n, (s, _) in arrays.items()
+        )
+        share = (
+            f", about {work[recorder] / step:.0%} of a step" if work[recorder] > step / 200 else ""
+        )
+        print(f"record {recorder}: {size / 1e6:.1f} MB{share} ({shapes})", file=sys.stderr)
+        total += size
+    place = next(p for p in [info.path.resolve(), *info.path.resolve().parents] if p.exists())
+    free = shutil.disk_usage(place).free
+    if total > free and not force:
+        raise InputError(
+            f"{info.path}: the record may take {total / 1e9:.1f} GB and the disk has "
+            f"{free / 1e9:.1f} GB: record less (--no-record checkpoints), or add --force"
+        )
+
+
+def step_seconds(info: RunInfo) -> float:
+    """Seconds of a forward and a backward pass on document 0, the better of two tries."""
+    tries = []
+    for _ in range(2):
+        start = time.perf_counter()
+        losses_of(info.model, info.tokens[:1], info.labels[:1]).sum().backward()
+        tries.append(time.perf_counter() - start)
+    for parameter in info.model.parameters.values():
+        parameter.grad = None
+    return min(tries)
+
+
+def train(info: RunInfo, recording: Recording, writer: Writer, progress: Progress) -> None:
+    """The loop: M gradient steps on each scheduled document, then the loss of all documents."""
+    settings, model, tokens, labels = info.settings, info.model, info.tokens, info.labels
+    T, parameters = settings.documents.count, list(model.parameters.values())
+    rows = np.full((len(info.schedule) + 1, len(tokens)), np.nan)
+
+    def finish_episode(done: int, train_loss: Sequence[float] = ()) -> None:
+        rows[done] = evaluate(model, tokens, labels, settings.eval_batch, recording, done)
+        check_finite(done - 1, train_loss, rows[done])
+        recording.after_episode(done)
+        recording.commit(writer)
+        writer.commit(done, rows[done], train_loss)
+
+    finish_episode(0)
+    for episode, document in enumerate(info.schedule.tolist()):
         torch.manual_seed(config.torch_seed(settings.seed, f"dropout of episode {episode}"))
         if episode == 0 or settings.optimizer.reset:
             optimizer = make_optimizer(settings, parameters)
-        this = slice(document, document + 1)
+        this, length = slice(document, document + 1), int(info.lengths[document])
         seen = []
         model.train()
-        for _ in range(settings.steps):
+        for m in range(settings.steps):
+            index = episode * settings.steps + m
+            step = Step(index, episode, document, tokens[this], length, model)
+            recording.before_step(step)
             optimizer.zero_grad()
             loss = losses_of(model, tokens[this], labels[this])[0]  # one document
             loss.backward()
+            recording.after_backward(step)
             optimizer.step()
+            recording.after_step(step)
             seen.append(loss.detach())
-        train_loss = torch.stack(seen).tolist()
-        rows[episode + 1] = evaluate(model, tokens, labels, settings.eval_batch)
-        check_finite(episode, document, train_loss, rows[episode + 1])
-        writer.commit(episode + 1, rows[episode + 1], train_loss)
-        check_below_untrained(episode, rows[: episode + 2, : docs.trained], settings)
-        mean = float(rows[episode + 1, : docs.trained].mean())
-        progress.update(episode + 1, mean, recovery_so_far(rows, schedule))
+        finish_episode(episode + 1, torch.stack(seen).tolist())
+        check_below_untrained(episode, rows[: episode + 2, :T], settings)
+        mean = float(rows[episode + 1, :T].mean())
+        progress.update(episode + 1, mean, recovery_so_far(rows[:, :T], info.schedule))
 
 
 def batch(docs: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -150,12 +240,17 @@ def losses_of(model: Model, tokens: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: Model, tokens: Tensor, labels: Tensor, size: int) -> NDArray[np.float64]:
+def evaluate(
+    model: Model, tokens: Tensor, labels: Tensor, size: int, recording: Recording, done: int
+) -> NDArray[np.float64]:
     """(T + H,): the loss of every document, in eval mode, `size` documents at a time."""
     model.train(False)
-    pairs = zip(tokens.split(size), labels.split(size), strict=True)
-    losses = torch.cat([losses_of(model, *pair) for pair in pairs])
-    return losses.cpu().numpy().astype(np.float64)
+    losses = []
+    for start in range(0, len(tokens), size):
+        these = slice(start, start + size)
+        recording.evaluating(range(start, min(start + size, len(tokens))), done)
+        losses.append(losses_of(model, tokens[these], labels[these]))
+    return torch.cat(losses).cpu().numpy().astype(np.float64)
 
 
 def make_optimizer(settings: Settings, parameters: list[Any]) -> torch.optim.Optimizer:
@@ -167,20 +262,21 @@ def make_optimizer(settings: Settings, parameters: list[Any]) -> torch.optim.Opt
     return OPTIMIZERS[wanted.name](parameters, **options)
 
 
-def check_finite(
-    episode: int, document: int, train_loss: list[float], row: NDArray[np.float64]
-) -> None:
-    """Raise `Diverged` when a loss of this episode is not a number."""
+def check_finite(episode: int, train_loss: Sequence[float], row: NDArray[np.float64]) -> None:
+    """Raise `Diverged` when a loss of this episode is not a number; -1 is before any training."""
     for step, loss in enumerate(train_loss):
         if not np.isfinite(loss):
             raise Diverged(
-                f"episode {episode} (document {document}): the training loss was {loss} at its "
-                f"step {step}; try a smaller optimizer.lr"
+                f"episode {episode}: the training loss was {loss} at its step {step}; "
+                "try a smaller optimizer.lr"
             )
     if not np.isfinite(row).all():
+        count = int((~np.isfinite(row)).sum())
         raise Diverged(
-            f"episode {episode} (document {document}): {int((~np.isfinite(row)).sum())} documents "
-            "had a loss that is not finite after it; try a smaller optimizer.lr"
+            f"episode {episode}: {count} documents had a loss that is not finite after it; try a "
+            "smaller optimizer.lr"
+            if episode >= 0
+            else f"before any training, {count} documents have a loss that is not finite"
         )
 
 
@@ -218,8 +314,6 @@ def device_name(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    import sys
-
     from recovery_probe.cli import main
 
     main(["train", *sys.argv[1:]])

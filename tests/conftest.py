@@ -11,24 +11,9 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the hub
 
 import recovery_probe as rp
+from recovery_probe.testing import toy_settings as tiny
 
 torch.set_num_threads(1)  # the models are tiny, and pytest-xdist runs several tests at once
-
-TINY = {
-    "epochs": 3,
-    "steps": 3,
-    "documents": {"count": 5, "tokens": 24, "held_out": 2, "min_tokens": 24},
-    "model": {"depth": 2, "width": 32, "heads": 2, "vocabulary": 512},
-}
-
-
-def tiny(**changes: object) -> rp.Settings:
-    """The quickstart at a size that trains in a second, with changes."""
-    merged = {
-        key: {**TINY.get(key, {}), **value} if isinstance(value, dict) else value
-        for key, value in {**TINY, "control": "none", **changes}.items()
-    }
-    return rp.preset("quickstart", **merged)
 
 
 @pytest.fixture(scope="session")

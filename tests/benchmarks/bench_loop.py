@@ -27,9 +27,11 @@ from transformers import AutoModelForCausalLM
 import recovery_probe as rp
 from recovery_probe import documents, models
 from recovery_probe.progress import Progress
+from recovery_probe.recorders import Recording, RunInfo
 from recovery_probe.run import Writer
 from recovery_probe.schedule import document_of_episode
-from recovery_probe.train import train
+from recovery_probe.sketch import ModuleSketches
+from recovery_probe.train import batch, train
 
 SHAPES = {
     "quickstart": {"control": "none"},
@@ -74,15 +76,18 @@ def bare(settings: rp.Settings, tokens: torch.Tensor, weights: Path, attention: 
 def ours(
     settings: rp.Settings, model: models.Model, docs: documents.Documents, folder: Path
 ) -> Prepare:
-    """The package's own loop, record and all."""
+    """The package's own loop, losses alone."""
     names = itertools.count()
+    tokens, labels = batch(docs, model.device)
 
     def prepare(plan: list[int]) -> Callable[[], None]:
         schedule = np.array(plan, dtype=np.int32)
         out = folder / str(next(names))
         writer = Writer.create(out, settings, docs, document_of_episode(settings), provenance={})
+        sketches = ModuleSketches(model.parameters, settings.sketch)
+        info = RunInfo(settings, model, tokens, labels, docs.lengths, schedule, out, sketches)
         progress = Progress("", len(plan), per_epoch=10**9)
-        return lambda: train(model, docs, schedule, settings, writer, progress)
+        return lambda: train(info, Recording([], info), writer, progress)
 
     return prepare
 

@@ -1,0 +1,93 @@
+"""For authors of plug-ins: a toy run, and what every recorder must do."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from recovery_probe.config import Settings, preset
+from recovery_probe.run import Run, open_run
+
+
+def toy_settings(**changes: Any) -> Settings:
+    """Settings of a run that trains in a second: 2 blocks, T = 5, H = 2, M = 3, E = 3."""
+    values: dict[str, Any] = {
+        "control": "none",
+        "epochs": 3,
+        "steps": 3,
+        "documents": {"count": 5, "tokens": 24, "held_out": 2, "min_tokens": 24},
+        "model": {"depth": 2, "width": 32, "heads": 2, "vocabulary": 512},
+    }
+    for key, change in changes.items():
+        both = isinstance(change, dict) and key in values
+        values[key] = {**values[key], **change} if both else change
+    return preset("quickstart", **values)
+
+
+@functools.cache
+def toy_run(control: bool = False) -> Run:
+    """A tiny cyclic run with every default recorder, trained once in a process (or, with
+    `control`, its shuffled twin). It lies in a temporary folder that goes with the process."""
+    if control:
+        return toy_run().controls[0]
+    from recovery_probe.train import fit
+
+    return fit(toy_settings(control="shuffled"), _temporary() / "toy")
+
+
+def check_recorder(recorder: Any, **changes: Any) -> xr.Dataset:
+    """Train a toy run with a recorder and without any, and raise `AssertionError` unless it
+
+    - wrote exactly what its layout announced, a row at every time that is due, none missing;
+    - gave every array a description and units;
+    - left training as it was, bit for bit, and no hook behind.
+
+    `changes` are settings, as `recovery_probe.preset` takes them. Returns what it wrote.
+    """
+    from recovery_probe.train import fit
+
+    folder = _temporary()
+    settings = toy_settings(recorders=[], **changes)
+    plain = fit(settings, folder / "plain")
+    seen: list[Any] = []
+    layouts: list[Any] = []
+
+    class Watched(recorder):  # type: ignore[misc]
+        def start(self, run: Any) -> Any:
+            layouts.append(super().start(run))
+            seen.append(run.model)
+            return layouts[-1]
+
+    run = fit(settings, folder / "watched", hooks=[Watched])
+    assert np.array_equal(plain.losses, run.losses), f"{recorder.__name__} changed training"
+    left = [n for n, p in seen[0].bridge.hook_dict.items() if p.fwd_hooks or p.bwd_hooks]
+    assert not left, f"{recorder.__name__} left hooks at {left[:3]}"
+    (layout,) = layouts
+    if not layout.arrays:
+        return xr.Dataset()
+    dataset = open_run(run.path).recorder(recorder.name)
+    assert set(dataset.data_vars) == set(layout.arrays), "arrays are not those announced"
+    for name, array in layout.arrays.items():
+        found = dataset[name]
+        assert found.dims == (array.time, *array.dims), f"{name}: dimensions {found.dims}"
+        assert found.shape[1:] == array.shape, f"{name}: shape {found.shape}"
+        assert found.dtype == array.dtype, f"{name}: dtype {found.dtype}"
+        assert found.attrs.get("description"), f"{name}: no description"
+        assert found.attrs.get("units"), f"{name}: no units"
+        if np.issubdtype(found.dtype, np.floating):
+            given = np.isfinite(found.values.reshape(len(found), -1)).any(axis=1)
+            assert given.all(), f"{name}: no value at {found[array.time].values[~given][:3]}"
+    return dataset
+
+
+def _temporary() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="recovery_probe-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
