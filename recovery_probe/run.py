@@ -324,7 +324,7 @@ class Writer:
         name: str,
         arrays: Mapping[str, Array],
         coords: Mapping[str, tuple[str, Any]],
-        due: Mapping[str, NDArray[np.int64]],
+        due: Mapping[Any, NDArray[np.int64]],
     ) -> None:
         """Lay out a recorder's arrays for the whole run, in a group of its own."""
         path = self.path / "record.zarr"

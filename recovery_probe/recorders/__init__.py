@@ -106,7 +106,8 @@ class Layout:
 
     arrays: dict[str, Array] = field(default_factory=dict)
     coords: dict[str, tuple[str, Any]] = field(default_factory=dict)  # name -> dimension, values
-    every: dict[str, str] = field(default_factory=dict)  # time dimension -> how often
+    # Time dimension -> how often, as `times` reads it; every step and every episode when not said.
+    every: dict[str, str] = field(default_factory=dict)
     hooks: tuple[Hook, ...] = ()
     files: int = 0  # bytes written beside the record
 
@@ -179,15 +180,14 @@ class _Watched:
     def __init__(self, recorder: Recorder, info: RunInfo) -> None:
         self.recorder = recorder
         self.layout = recorder.start(info)
-        used = {a.time for a in self.layout.arrays.values()}
         every = {STEP: "step", EPISODE: "episode", **self.layout.every}
-        self.due = {d: times(every[d], info.settings, d) for d in {*used, *self.layout.every}}
+        self.due = {d: times(every[d], info.settings, d) for d in (STEP, EPISODE)}
         self.seconds = 0.0
         self.rows: dict[str, dict[int, Any]] = defaultdict(dict)
 
     def row(self, dimension: str, time: int) -> int | None:
         """The row of a time that is due, or for which the recorder is called all the same."""
-        due = self.due.get(dimension, np.empty(0, dtype=np.int64))
+        due = self.due[dimension]
         row = int(np.searchsorted(due, time, side="right")) - 1
         exact = row >= 0 and due[row] == time
         return row if exact or (row >= 0 and self.recorder.sees_every_step) else None
@@ -223,7 +223,8 @@ class Recording:
         """Lay every array out for the whole run, a group for each recorder."""
         for w in self.watched:
             if w.layout.arrays:
-                writer.add_group(w.recorder.name, w.layout.arrays, w.layout.coords, w.due)
+                due = {a.time: w.due[a.time] for a in w.layout.arrays.values()}
+                writer.add_group(w.recorder.name, w.layout.arrays, w.layout.coords, due)
 
     def bytes(self) -> dict[str, dict[str, tuple[tuple[int, ...], int]]]:
         """Recorder -> array -> shape and bytes, uncompressed; `(files)` beside the record."""

@@ -112,10 +112,9 @@ class DocumentGradients(Recorder):
         for module, names in self.kinds.items():
             if module in ("embed", "pos_embed"):
                 continue
-            norm = self._is_norm(module)
-            point = f"{module}.hook_normalized" if norm else f"{module}.hook_in"
+            norm = f"{module}.hook_normalized" in self.model.bridge.hook_dict
             hooks += [
-                (point, "fwd", self._keep(module)),
+                (f"{module}.hook_in", "fwd", self._keep(module)),
                 (f"{module}.hook_out", "bwd", self._multiply(module, names, norm)),
             ]
         if self.tied:
@@ -125,10 +124,6 @@ class DocumentGradients(Recorder):
             ]
         hooks.append(("embed.hook_out", "bwd", self._embeddings))
         return hooks
-
-    def _is_norm(self, module: str) -> bool:
-        points = self.model.bridge.hook_dict
-        return f"{module}.hook_normalized" in points
 
     def _keep(self, module: str) -> Callable[..., None]:
         def keep(tensor: Tensor, *, hook: Any) -> None:
@@ -143,10 +138,9 @@ class DocumentGradients(Recorder):
         def multiply(gradient: Tensor, *, hook: Any) -> None:
             a, b = self.inputs.pop(module), gradient.detach()
             into = self.inner[self.row[module]]
-            if norm:  # (document, …, width): one weight for each coordinate of the last axis
-                each = (a * b).flatten(1, -2).sum(1)
             if norm and any(n.endswith("weight") for n in names):
-                into += gram(each)
+                # (document, …, width): one weight for each coordinate of the last axis
+                into += gram((self._normalized(module, a) * b).flatten(1, -2).sum(1))
             # Heads come split; a norm's bias is shared by whatever stands before its last axis.
             b = b.flatten(1, -2) if norm else b.flatten(2)
             if any(n.endswith("bias") for n in names):
@@ -157,6 +151,15 @@ class DocumentGradients(Recorder):
                     into += gram(torch.einsum("npo,npi->noi", b, a[..., part]))
 
         return multiply
+
+    def _normalized(self, module: str, a: Tensor) -> Tensor:
+        """What a norm multiplies its weight with, computed as the network itself does (which for
+        some is in float32, whatever the weights are): the norm is linear in its weight."""
+        norm = self.model.bridge.get_submodule(module).original_component
+        weights = (torch.ones_like(norm.weight), torch.zeros_like(norm.weight))
+        with torch.no_grad():
+            one, zero = (torch.func.functional_call(norm, {"weight": w}, (a,)) for w in weights)
+        return one - zero
 
     def _embeddings(self, gradient: Tensor, *, hook: Any) -> None:
         """Rows of the embeddings; with a tied unembedding, both parts of the one gradient."""
