@@ -31,7 +31,7 @@ from recovery_probe.schedule import document_of_episode
 from recovery_probe.sketch import ModuleSketches
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-IGNORED = -100  # label of a position that has no loss
+IGNORED = -100  # target of a position that has no loss
 
 
 def fit(
@@ -105,9 +105,9 @@ def _fit_one(
     model = models.load(settings)
     docs = documents.load(settings, model.tokenize)
     schedule = document_of_episode(settings)
-    tokens, labels = batch(docs, model.device)
+    tokens, targets = batch(docs, model.device)
     sketches = ModuleSketches(model.parameters, settings.sketch)
-    info = RunInfo(settings, model, tokens, labels, docs.lengths, schedule, path, sketches)
+    info = RunInfo(settings, model, tokens, targets, docs.lengths, schedule, path, sketches)
     facts: dict[str, Any] = {
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
@@ -175,7 +175,7 @@ def step_seconds(info: RunInfo) -> float:
     tries = []
     for _ in range(2):
         start = time.perf_counter()
-        losses_of(info.model, info.tokens[:1], info.labels[:1]).sum().backward()
+        losses_of(info.model, info.tokens[:1], info.targets[:1]).sum().backward()
         tries.append(time.perf_counter() - start)
     for parameter in info.model.parameters.values():
         parameter.grad = None
@@ -184,12 +184,12 @@ def step_seconds(info: RunInfo) -> float:
 
 def train(info: RunInfo, recording: Recording, writer: Writer, progress: Progress) -> None:
     """The loop: M gradient steps on each scheduled document, then the loss of all documents."""
-    settings, model, tokens, labels = info.settings, info.model, info.tokens, info.labels
+    settings, model, tokens, targets = info.settings, info.model, info.tokens, info.targets
     T, parameters = settings.documents.count, list(model.parameters.values())
     rows = np.full((len(info.schedule) + 1, len(tokens)), np.nan)
 
     def finish_episode(done: int, train_loss: Sequence[float] = ()) -> None:
-        rows[done] = evaluate(model, tokens, labels, settings.eval_batch, recording, done)
+        rows[done] = evaluate(model, tokens, targets, settings.eval_batch, recording, done)
         check_finite(done - 1, train_loss, rows[done])
         recording.after_episode(done)
         recording.commit(writer)
@@ -208,7 +208,7 @@ def train(info: RunInfo, recording: Recording, writer: Writer, progress: Progres
             step = Step(index, episode, document, tokens[this], length, model)
             recording.before_step(step)
             optimizer.zero_grad()
-            loss = losses_of(model, tokens[this], labels[this])[0]  # one document
+            loss = losses_of(model, tokens[this], targets[this])[0]  # one document
             loss.backward()
             recording.after_backward(step)
             optimizer.step()
@@ -221,27 +221,29 @@ def train(info: RunInfo, recording: Recording, writer: Writer, progress: Progres
 
 
 def batch(docs: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and labels, each (T + H, C); padding carries the label `IGNORED`. The padding is on
-    the right of a causal model's text, so that no real position sees it."""
+    """Tokens and targets, each (T + H, C): the target of a position is the next token, and
+    `IGNORED` at a document's end and in its padding. The padding is on the right of a causal
+    model's text, so that no real position sees it."""
     tokens = torch.tensor(docs.tokens)
-    real = torch.arange(tokens.shape[1]) < torch.tensor(docs.lengths)[:, None]
-    return tokens.to(device), tokens.where(real, IGNORED).to(device)
+    position = torch.arange(tokens.shape[1])
+    has_next = position + 1 < torch.tensor(docs.lengths)[:, None]
+    targets = tokens.roll(-1, dims=1).where(has_next, IGNORED)
+    return tokens.to(device), targets.to(device)
 
 
-def losses_of(model: Model, tokens: Tensor, labels: Tensor) -> Tensor:
+def losses_of(model: Model, tokens: Tensor, targets: Tensor) -> Tensor:
     """(batch,): mean cross-entropy over the real next tokens of each document, nats."""
-    logits = model.bridge(tokens, use_cache=False)[:, :-1]  # (batch, C - 1, vocabulary)
+    logits = model.bridge(tokens, use_cache=False)  # (batch, C, vocabulary)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    target = labels[:, 1:]
     each = F.cross_entropy(
-        logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view(target.shape)
-    return each.sum(1) / (target != IGNORED).sum(1)
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view(targets.shape)
+    return each.sum(1) / (targets != IGNORED).sum(1)
 
 
 @torch.no_grad()
 def evaluate(
-    model: Model, tokens: Tensor, labels: Tensor, size: int, recording: Recording, done: int
+    model: Model, tokens: Tensor, targets: Tensor, size: int, recording: Recording, done: int
 ) -> NDArray[np.float64]:
     """(T + H,): the loss of every document, in eval mode, `size` documents at a time."""
     model.train(False)
@@ -249,7 +251,7 @@ def evaluate(
     for start in range(0, len(tokens), size):
         these = slice(start, start + size)
         recording.evaluating(range(start, min(start + size, len(tokens))), done)
-        losses.append(losses_of(model, tokens[these], labels[these]))
+        losses.append(losses_of(model, tokens[these], targets[these]))
     return torch.cat(losses).cpu().numpy().astype(np.float64)
 
 

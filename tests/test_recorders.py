@@ -126,12 +126,12 @@ def info(settings: rp.Settings, path: Path) -> RunInfo:
     from recovery_probe import documents, schedule
 
     docs = documents.load(settings, model.tokenize)
-    tokens, labels = batch(docs, model.device)
+    tokens, targets = batch(docs, model.device)
     return RunInfo(
         settings,
         model,
         tokens,
-        labels,
+        targets,
         docs.lengths,
         schedule.document_of_episode(settings),
         path,
@@ -161,7 +161,7 @@ def test_document_gradients_equal_autograds(
     run.model.train(False)
     each: list[dict[str, torch.Tensor]] = []
     for i in range(6):
-        loss = losses_of(run.model, run.tokens[i : i + 1], run.labels[i : i + 1])[0]
+        loss = losses_of(run.model, run.tokens[i : i + 1], run.targets[i : i + 1])[0]
         loss.backward()
         each.append({n: p.grad.double().flatten() for n, p in parameters.items()})
         for p in parameters.values():
@@ -292,10 +292,10 @@ def test_checkpoints_and_their_doors(tmp_path: Path) -> None:
         f"episodes-{n:05d}" for n in (0, 5, 10, 15)
     ]
     model = run.model_at(episodes_done=10)
+    tokens = torch.tensor(run.record.tokens.values)
+    targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
     with torch.no_grad():
-        losses = losses_of(
-            model, torch.tensor(run.record.tokens.values), torch.tensor(run.record.tokens.values)
-        )
+        losses = losses_of(model, tokens, targets)
     np.testing.assert_allclose(losses.numpy(), run.losses.values[10], atol=1e-5)
     weights = run.weights_at(10)
     assert set(weights) == set(model.state_dict())

@@ -49,7 +49,7 @@ class RunInfo:
     settings: Settings
     model: Model
     tokens: Tensor  # (T + H, C)
-    labels: Tensor  # (T + H, C), -100 where there is no loss
+    targets: Tensor  # (T + H, C), the next tokens; -100 where there is no loss
     lengths: NDArray[np.int64]  # (T + H,)
     schedule: NDArray[np.int32]  # (E·T,)
     path: Path

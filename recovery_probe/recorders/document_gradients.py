@@ -43,7 +43,7 @@ class DocumentGradients(Recorder):
         from recovery_probe.train import losses_of  # the loop imports the recorders
 
         self.losses = losses_of
-        self.model, self.tokens, self.labels = run.model, run.tokens, run.labels
+        self.model, self.tokens, self.targets = run.model, run.tokens, run.targets
         self.modules = run.sketches.modules
         self.row = {module: i for i, module in enumerate(self.modules)}
         points = run.model.bridge.hook_dict
@@ -91,7 +91,7 @@ class DocumentGradients(Recorder):
         for parameter in parameters.values():
             parameter.grad = None
         with torch.enable_grad(), hooked(self.model.bridge, self._hooks()):
-            self.losses(self.model, self.tokens, self.labels).sum().backward()
+            self.losses(self.model, self.tokens, self.targets).sum().backward()
         # What autograd summed over documents must be what the factors sum to.
         for module, names in self.kinds.items():
             full = sum(squared_norm(parameters[n].grad) for n in names)

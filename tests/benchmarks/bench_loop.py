@@ -78,14 +78,14 @@ def ours(
 ) -> Prepare:
     """The package's own loop, losses alone."""
     names = itertools.count()
-    tokens, labels = batch(docs, model.device)
+    tokens, targets = batch(docs, model.device)
 
     def prepare(plan: list[int]) -> Callable[[], None]:
         schedule = np.array(plan, dtype=np.int32)
         out = folder / str(next(names))
         writer = Writer.create(out, settings, docs, document_of_episode(settings), provenance={})
         sketches = ModuleSketches(model.parameters, settings.sketch)
-        info = RunInfo(settings, model, tokens, labels, docs.lengths, schedule, out, sketches)
+        info = RunInfo(settings, model, tokens, targets, docs.lengths, schedule, out, sketches)
         progress = Progress("", len(plan), per_epoch=10**9)
         return lambda: train(info, Recording([], info), writer, progress)
 
