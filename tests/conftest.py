@@ -9,11 +9,14 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the hub
+# Tests run side by side, and start processes and notebooks: several of them with a thread for
+# every core each would wait for one another. The models are tiny.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import recovery_probe as rp
 from recovery_probe.testing import toy_settings as tiny
 
-torch.set_num_threads(1)  # the models are tiny, and pytest-xdist runs several tests at once
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -113,8 +113,9 @@ if __name__ == "__main__":
                 f"{way:<6}{found[way]['seconds']:8.3f} s, {found[way]['mb']:8.1f} MB more at peak"
             )
         a, b = (np.array(found[way]["gram"]) for way in ("ours", "plain"))
+        difference = np.abs(a - b).max() / np.abs(b).max()
         print(
-            f"largest difference: {np.abs(a - b).max() / np.abs(b).max():.1e} of the largest product"
+            f"largest difference: {difference:.1e} of the largest (the plain way sums in float32)"
         )
         print(f"time, ours / plain: {found['ours']['seconds'] / found['plain']['seconds']:.2f}")
         print(f"memory, plain / ours: {found['plain']['mb'] / found['ours']['mb']:.1f}")
