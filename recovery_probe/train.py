@@ -151,7 +151,7 @@ def announce(recording: Recording, info: RunInfo, force: bool) -> None:
     work = recording.rehearse()
     step = step_seconds(info)
     total = 0
-    for recorder, arrays in recording.bytes().items():
+    for recorder, arrays in recording.sizes().items():
         size = sum(count for _, count in arrays.values())
         shapes = ", ".join(
             f"{n} {'×'.join(map(str, s))}" if s else n for n, (s, _) in arrays.items()

@@ -363,7 +363,7 @@ def test_the_default_record_of_a_billion_parameters_is_under_500_mb(tmp_path: Pa
     )
     from recovery_probe.recorders import find
 
-    sizes = Recording(find(settings), big).bytes()
+    sizes = Recording(find(settings), big).sizes()
     total = sum(size for arrays in sizes.values() for _, size in arrays.values())
     assert sizes["gradients"]["sketched"][0] == (1250, 131, 127)
     assert 300e6 < total < 500e6
@@ -466,6 +466,7 @@ def test_a_failing_hook_is_named_and_the_record_kept(tmp_path: Path) -> None:
         ("blocks.0.hook_out", lambda tensor: 0.0, "expected a function"),
         ("*hook_pattern*", lambda t, *, hook: 0 / 0, "the trial before training"),
         ("blocks.0.*hook_out", lambda t, *, hook: t.flatten()[: t.shape[-1]], "different shapes"),
+        ("blocks.0.hook_out", lambda t, *, hook: 1.0, "called '<lambda>'"),
     ],
 )
 def test_wrong_hooks(pattern: str, function: Any, said: str, tmp_path: Path) -> None:
@@ -533,6 +534,29 @@ def test_conformance_catches_what_it_should() -> None:
         check_recorder(Meddles)
     with pytest.raises(AssertionError, match="no value at"):
         check_recorder(Forgets)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"a": [1.0, 2.0]}, r"'a' of shape \(2,\) at step 0; its layout says of shape \(\)"),
+        ({"b": 1.0}, r"gave 'b'.*one of \['a'\]"),
+        (None, "recorder wrong failed at step 0: ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_recorder_is_named(rows: Any, said: str, tmp_path: Path) -> None:
+    class Wrong(Recorder):
+        name = "wrong"
+
+        def start(self, run: RunInfo) -> Layout:
+            return Layout({"a": Array(STEP, (), (), "nothing", "1")})
+
+        def after_step(self, step: Any) -> Any:
+            return rows or 1 / 0
+
+    with pytest.raises(rp.HookError, match=said):
+        rp.fit(tiny(), tmp_path / "run", hooks=[Wrong])
+    assert rp.open_run(tmp_path / "run").status == "failed"
 
 
 def test_times() -> None:

@@ -29,13 +29,33 @@ from torch import Tensor
 
 from recovery_probe import plugins
 from recovery_probe.config import Settings
-from recovery_probe.errors import InputError
+from recovery_probe.errors import HookError, InputError
 
 if TYPE_CHECKING:
     from recovery_probe.models import Model
     from recovery_probe.run import Writer
     from recovery_probe.sketch import ModuleSketches
 
+# What the record itself holds: no recorder may take these names.
+RECORD = frozenset(
+    [
+        "losses",
+        "train_loss",
+        "document_of_episode",
+        "tokens",
+        "length",
+        "name",
+        "digest",
+        "excerpt",
+        "rows_committed",
+        "document",
+        "episode",
+        "epoch",
+        "step",
+        "held_out",
+        "episodes_done",
+    ]
+)
 Rows = Mapping[str, Any] | None  # array name -> its row at this moment
 Time = Literal["step", "episodes_done"]
 STEP: Final = "step"
@@ -198,10 +218,24 @@ class _Watched:
         if row is None:
             return
         start = time.perf_counter()
-        for name, value in (moment() or {}).items():
-            if name not in self.layout.arrays:
-                raise InputError(
-                    f"recorder {self.recorder.name} gave {name!r}, which its layout does not have"
+        try:
+            rows = moment() or {}
+        except HookError:
+            raise
+        except Exception as error:
+            raise HookError(
+                f"recorder {self.recorder.name} failed at {dimension} {time_}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        for name, value in rows.items():
+            array = self.layout.arrays.get(name)
+            if array is None or np.shape(value) != array.shape:
+                expected = (
+                    f"of shape {array.shape}" if array else f"one of {list(self.layout.arrays)}"
+                )
+                raise HookError(
+                    f"recorder {self.recorder.name} gave {name!r} of shape {np.shape(value)} at "
+                    f"{dimension} {time_}; its layout says {expected}"
                 )
             self.rows[name][row] = value
         self.seconds += time.perf_counter() - start
@@ -214,10 +248,16 @@ class Recording:
         self.info = info
         self.moment: Step | range | None = None
         self.watched: list[_Watched] = []
+        self.done = 0  # episodes, while evaluating
         for recorder in recorders:
             if recorder.name in (w.recorder.name for w in self.watched):
                 raise InputError(f"two recorders are called {recorder.name!r}")
             self.watched.append(_Watched(recorder, info))
+            if not recorder.name.isidentifier() or recorder.name in RECORD:
+                raise InputError(
+                    f"a recorder called {recorder.name!r} cannot have a group in the record; give "
+                    "it another name (a function its own, by def)"
+                )
 
     def lay_out(self, writer: Writer) -> None:
         """Lay every array out for the whole run, a group for each recorder."""
@@ -226,7 +266,7 @@ class Recording:
                 due = {a.time: w.due[a.time] for a in w.layout.arrays.values()}
                 writer.add_group(w.recorder.name, w.layout.arrays, w.layout.coords, due)
 
-    def bytes(self) -> dict[str, dict[str, tuple[tuple[int, ...], int]]]:
+    def sizes(self) -> dict[str, dict[str, tuple[tuple[int, ...], int]]]:
         """Recorder -> array -> shape and bytes, uncompressed; `(files)` beside the record."""
         told: dict[str, dict[str, tuple[tuple[int, ...], int]]] = {}
         for w in self.watched:
@@ -279,8 +319,6 @@ class Recording:
         function, during, edits = hook.function, hook.during, hook.edits
         return watching
 
-    done = 0  # episodes, while evaluating
-
     def before_step(self, step: Step) -> None:
         self.moment = step
         self._each("before_step", STEP, step.index, step)
@@ -327,13 +365,13 @@ class Recording:
         return {"recorders": cost, **facts}
 
 
-def find(settings: Settings, extra: Iterable[Recorder] = ()) -> list[Recorder]:
-    """The recorders that the settings name, through the plug-in door, and `extra` ones."""
+def find(settings: Settings) -> list[Recorder]:
+    """The recorders that the settings name, through the plug-in door."""
     found = [plugins.find("recorders", name, type) for name in settings.recorders]
     for name, kind in zip(settings.recorders, found, strict=True):
         if not issubclass(kind, Recorder):
             raise InputError(f"{name}: {kind.__name__} is not a Recorder")
-    return [*(kind() for kind in found), *extra]
+    return [kind() for kind in found]
 
 
 @contextmanager
