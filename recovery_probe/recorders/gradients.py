@@ -23,7 +23,7 @@ from recovery_probe.recorders import (
 from recovery_probe.sketch import ModuleSketches, module_of
 
 CHECKS = 4  # pairs of neighbouring steps whose inner products are also taken exactly
-CHECKED_VALUES = 2**26  # parameters, at most, that are kept aside for that
+CHECKED_VALUES = 2**24  # parameters, at most, that are kept aside for that
 
 
 class Gradients(Recorder):
@@ -82,8 +82,9 @@ class SketchCheck:
         room = CHECKED_VALUES
         for row, module in enumerate(sketches.modules):
             own = [p for name, p in parameters.items() if module_of(name) == module]
-            room -= sum(p.numel() for p in own)
-            if room >= 0:
+            size = sum(p.numel() for p in own)
+            if size <= room:
+                room -= size
                 self.rows[row] = own
         chosen = np.linspace(0, max(0, len(steps) - 2), CHECKS).astype(int)
         self.at = {int(steps[i]) for i in chosen}

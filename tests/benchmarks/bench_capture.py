@@ -28,7 +28,7 @@ SHAPES = {
     "large": {
         "epochs": 1,
         "model": {"width": 576, "depth": 30, "heads": 9},
-        "documents": {"count": 6, "held_out": 2, "tokens": 128, "min_tokens": 128},
+        "documents": {"count": 12, "held_out": 2, "tokens": 128, "min_tokens": 128},
     },
 }
 
@@ -59,12 +59,10 @@ def measure(name: str, rounds: int) -> None:
     on = rp.preset("quickstart", control="none", **SHAPES[name])
     off = rp.preset("quickstart", control="none", recorders=[], **SHAPES[name])
     found: dict[str, list[tuple[float, dict[str, float], int]]] = {"off": [], "on": []}
-    for turn in range(rounds + 1):  # the first warms up
+    for _ in range(rounds):
         for which, settings in (("off", off), ("on", on)):
             with tempfile.TemporaryDirectory() as aside:
-                one = epoch(settings, Path(aside) / "run")
-            if turn:
-                found[which].append(one)
+                found[which].append(epoch(settings, Path(aside) / "run"))
     medians = {which: statistics.median(s for s, _, _ in runs) for which, runs in found.items()}
     steps = on.documents.count * on.steps
     print(
