@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import numpy as np
 import pydantic
 import tomli_w
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from recovery_probe.errors import InputError
 
@@ -189,7 +189,7 @@ class Settings:
     # what is recorded beside losses: installed names, or file.py:CLASS
     recorders: tuple[str, ...] = ("residual_stream", "gradients", "weight_deltas", "checkpoints")
     # size of the sketch of a module's gradient or update; errors of cosines fall as 1/sqrt of it
-    sketch: Annotated[int, Ge(1)] = 127
+    sketch: Annotated[int, Ge(1), Le(4096)] = 127
     # what is read, over and over
     documents: Documents = field(default_factory=Documents)
     # the network

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FIRST = 8191  # prime, so that rows do not line up with those of a weight matrix
@@ -84,6 +85,11 @@ class ModuleSketches:
         self.size = size
         self.modules = list(dict.fromkeys(module_of(name) for name in parameters))
         self.sketches = {n: Sketch(n, p.numel(), size, seed) for n, p in parameters.items()}
+        # The second folds of all tensors are done at once: one by one, their calls cost as much
+        # as the arithmetic. A shorter vector's signs are the first of a longer one's.
+        self.width = -(-max(min(FIRST, p.numel()) for p in parameters.values()) // size) * size
+        table = [s.second.signs for s in self.sketches.values()]
+        self.signs = torch.stack([F.pad(row, (0, self.width // size - len(row))) for row in table])
         position = {module: i for i, module in enumerate(self.modules)}
         self.row = torch.tensor([position[module_of(name)] for name in parameters])
         self._last: tuple[int, tuple[Tensor, Tensor]] | None = None
@@ -97,15 +103,19 @@ class ModuleSketches:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(modules, size) sketches and (modules,) exact Euclidean norms."""
-        sketches, squares = [], []
-        for name, sketch in self.sketches.items():
+        squares = []
+        one = next(iter(tensors.values()))
+        if self.signs.device != one.device or self.signs.dtype != one.dtype:
+            self.signs, self.row = self.signs.to(one), self.row.to(one.device)
+        short = one.new_zeros(len(self.sketches), self.width)
+        for out, (name, sketch) in zip(short, self.sketches.items(), strict=True):
             flat = tensors[name].detach().reshape(-1)
-            sketches.append(sketch(flat))
-            squares.append(flat @ flat)  # right after, while it is still in the cache
-        row = self.row.to(flat.device)
-        out = flat.new_zeros(len(self.modules), self.size).index_add_(0, row, torch.stack(sketches))
-        norms = flat.new_zeros(len(self.modules)).index_add_(0, row, torch.stack(squares))
-        return out, norms.sqrt()
+            out[: min(FIRST, len(flat))] = sketch.first(flat) if sketch.first else flat
+            squares.append(flat @ flat)  # right after, while it may still be in the cache
+        folded = torch.einsum("pr,prk->pk", self.signs, short.view(len(short), -1, self.size))
+        sketched = one.new_zeros(len(self.modules), self.size).index_add_(0, self.row, folded)
+        norms = one.new_zeros(len(self.modules)).index_add_(0, self.row, torch.stack(squares))
+        return sketched, norms.sqrt()
 
 
 def module_of(name: str) -> str:
