@@ -209,6 +209,7 @@ class Run:
             "schedule": f"{c.schedule.kind}, {c.epochs} epochs, {c.steps} steps per episode",
             "optimizer": f"{c.optimizer.name}, lr {c.optimizer.lr:g}"
             + (", state reset each episode" if c.optimizer.reset else ""),
+            "recorders": ", ".join([*self.recorders, *self.provenance.get("hooks", [])]) or "none",
             "recovery so far": "none yet" if np.isnan(self.recovery) else f"{self.recovery:.2f}",
             "record": f"{size / 1e6:.1f} MB",
         }

@@ -112,6 +112,7 @@ def _fit_one(
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         "control": control,
+        "hooks": [str(recorder) for recorder in extra],
     }
     with reproducible(model.device):
         recording = Recording([*find(settings), *extra], info)

@@ -425,6 +425,7 @@ def test_an_edit_is_refused_unless_allowed(tmp_path: Path) -> None:
     plain = rp.fit(tiny(epochs=1), tmp_path / "plain")
     assert not np.allclose(edited.train_loss, plain.train_loss)
     assert np.array_equal(edited.losses[0], plain.losses[0]), "evaluations are never edited"
+    assert "edit@blocks.0.hook_resid_post (may edit)" in repr(edited)
 
 
 def test_a_failing_hook_is_named_and_the_record_kept(tmp_path: Path) -> None:

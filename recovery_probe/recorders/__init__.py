@@ -139,6 +139,9 @@ class Recorder:
     # Called at every step, due or not, by a recorder that adds something up between due ones.
     sees_every_step = False
 
+    def __str__(self) -> str:
+        return self.name
+
     def start(self, run: RunInfo) -> Layout:
         """Say what will be written. Raises `InputError` when the run cannot be recorded so."""
         raise NotImplementedError

@@ -51,6 +51,9 @@ class HookRecorder(Recorder):
                 f"{self.name}{inspect.signature(self.function)}"
             ) from None
 
+    def __str__(self) -> str:
+        return f"{self.name}@{self.pattern}" + (" (may edit)" if self.may_edit else "")
+
     def start(self, run: RunInfo) -> Layout:
         known = list(run.model.bridge.hook_dict)
         self.points = [name for name in known if fnmatch.fnmatchcase(name, self.pattern)]
