@@ -348,10 +348,12 @@ class Recording:
     def commit(self, writer: Writer) -> None:
         """Write the rows that have come in since the last commit."""
         for w in self.watched:
+            start = time.perf_counter()
             for name, rows in w.rows.items():
                 values = np.stack([as_array(v) for v in rows.values()])
                 writer.write(w.recorder.name, name, min(rows), values)
             w.rows.clear()
+            w.seconds += time.perf_counter() - start
 
     def finish(self, seconds: float) -> dict[str, Any]:
         """Facts for the provenance: what each recorder cost, and what it says itself."""
