@@ -231,8 +231,30 @@ def _bridge(hf_model: Any, tokenizer: Any) -> Model:
     finally:
         logging.getLogger().setLevel(level)
     bridge.tokenizer = tokenizer
+    for module in bridge.modules():
+        _skip_idle_statistics(module)
     modules = {id(m): m for top in (bridge, hf_model) for m in top.modules()}
     return Model(bridge, tokenizer, _used_parameters(bridge), tensors, tuple(modules.values()))
+
+
+def _skip_idle_statistics(module: Any) -> None:
+    """Let a norm of the bridge go straight to Hugging Face's own while nobody hooks its scale or
+    its normalized input. TransformerLens 4.3 works both out at every pass, for nobody: half of
+    what the bridge costs a small model. The output is the same tensor; a version that has no such
+    method is left alone.
+    """
+    full = getattr(module, "_hf_autograd_forward_with_hooks", None)
+    if full is None:
+        return
+    points = (module.hook_scale, module.hook_normalized)
+
+    def forward(x: Tensor) -> Tensor:
+        norm = module.original_component
+        if norm is None or any(p.fwd_hooks or p.bwd_hooks for p in points):
+            return full(x)
+        return norm(x).to(x.dtype)
+
+    module._hf_autograd_forward_with_hooks = forward
 
 
 def _used_parameters(bridge: Any) -> dict[str, Parameter]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import recovery_probe as rp
 from recovery_probe import models
+from recovery_probe.recorders import hooked
 
 
 def write_gguf(path: Path) -> Path:
@@ -159,3 +160,25 @@ def test_modes_are_the_bridges_own(architecture: str) -> None:
         model.bridge.train(not training)
         model.train(training)
         assert {m.training for m in modules} == {training}
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+def test_a_norms_hook_points_fire_when_hooked(architecture: str) -> None:
+    """Their statistics are skipped while idle; hooked, they are what the norm computes."""
+    model = models.load(tiny(model={"architecture": architecture, "init": "library"}))
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor, *, hook: object) -> None:
+        seen[str(getattr(hook, "name", ""))] = tensor.detach()
+
+    tokens = torch.arange(24)[None]
+    model.train(False)
+    with torch.no_grad():
+        idle = model.bridge(tokens)
+        points = ["blocks.1.ln1.hook_normalized", "blocks.1.ln1.hook_scale", "blocks.1.ln1.hook_in"]
+        with hooked(model.bridge, [(point, "fwd", keep) for point in points]):
+            watched = model.bridge(tokens)
+    assert torch.equal(idle, watched)
+    normalized, scale, x = (seen[point] for point in points)
+    centred = x - x.mean(-1, keepdim=True) if architecture == "gpt_neox" else x
+    torch.testing.assert_close(normalized * scale, centred, rtol=1e-4, atol=1e-5)
