@@ -1,21 +1,28 @@
 """What the default recorders cost: a run with them over the same run without any.
 
-    python tests/benchmarks/bench_capture.py [--shape quickstart large] [--rounds 3]
+    python tests/benchmarks/bench_capture.py [--shape quickstart large] [--epochs 1]
 
-One process; whole epochs with and without recorders take turns. Ratios are of medians. Bytes are
-those on disk, checkpoints apart.
+Two processes train side by side and take turns, one episode each, so that a machine that slows
+down slows both: one waits while the other works. Ratios are of sums; the quartiles are of the
+ratios of single episodes. Bytes are those on disk, checkpoints apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import multiprocessing
 import tempfile
 import time
+import tomllib
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 import recovery_probe as rp
-from recovery_probe import documents, models
+from recovery_probe import config, documents, models
 from recovery_probe.progress import Progress
 from recovery_probe.recorders import Recording, RunInfo, find
 from recovery_probe.run import Writer
@@ -23,67 +30,102 @@ from recovery_probe.schedule import document_of_episode
 from recovery_probe.sketch import ModuleSketches
 from recovery_probe.train import batch, train
 
-SHAPES = {
-    "quickstart": {"epochs": 1},
+SHAPES: dict[str, dict[str, Any]] = {
+    "quickstart": {},
     "large": {
-        "epochs": 1,
         "model": {"width": 576, "depth": 30, "heads": 9},
         "documents": {"count": 12, "held_out": 2, "tokens": 128, "min_tokens": 128},
     },
 }
 
 
-def epoch(settings: rp.Settings, folder: Path) -> tuple[float, dict[str, float], int]:
-    """Seconds of one epoch, seconds of each recorder, bytes recorded."""
-    model = models.load(settings)
-    docs = documents.load(settings, model.tokenize)
-    tokens, targets = batch(docs, model.device)
-    schedule = document_of_episode(settings)
-    sketches = ModuleSketches(model.parameters, settings.sketch)
-    info = RunInfo(settings, model, tokens, targets, docs.lengths, schedule, folder, sketches)
-    recording = Recording(find(settings), info)
-    recording.rehearse()
-    writer = Writer.create(folder, settings, docs, schedule, provenance={})
-    recording.lay_out(writer)
-    progress = Progress("", len(schedule), per_epoch=10**9)
-    start = time.perf_counter()
-    with recording.attached():
-        train(info, recording, writer, progress)
-    seconds = time.perf_counter() - start
-    size = sum(f.stat().st_size for f in (folder / "record.zarr").rglob("*") if f.is_file())
-    cost = {name: c["seconds"] for name, c in recording.finish(seconds)["recorders"].items()}
-    return seconds, cost, size
+class Turns(Progress):
+    """Hands the machine over after every episode, and keeps the seconds of its own."""
+
+    def __init__(self, pipe: Connection, episodes: int) -> None:
+        super().__init__("", episodes, per_epoch=10**9)
+        self.pipe, self.seconds = pipe, list[float]()
+        self.pipe.send("ready")
+        self.pipe.recv()
+        self.since = time.perf_counter()
+
+    def update(self, done: int, loss: float, recovery: float) -> None:
+        self.seconds.append(time.perf_counter() - self.since)
+        if done < self.episodes:
+            self.pipe.send("ready")
+            self.pipe.recv()
+        self.since = time.perf_counter()
 
 
-def measure(name: str, rounds: int) -> None:
-    on = rp.preset("quickstart", control="none", **SHAPES[name])
-    off = rp.preset("quickstart", control="none", recorders=[], **SHAPES[name])
-    found: dict[str, list[tuple[float, dict[str, float], int]]] = {"off": [], "on": []}
-    for _ in range(rounds):
-        for which, settings in (("off", off), ("on", on)):
-            with tempfile.TemporaryDirectory() as aside:
-                found[which].append(epoch(settings, Path(aside) / "run"))
-    medians = {which: statistics.median(s for s, _, _ in runs) for which, runs in found.items()}
-    steps = on.documents.count * on.steps
+def work(values: str, pipe: Connection) -> None:
+    """Train, episode by episode as told; then send what was measured."""
+    settings = config.from_dict(tomllib.loads(values))
+    with tempfile.TemporaryDirectory() as aside:
+        folder = Path(aside) / "run"
+        model = models.load(settings)
+        docs = documents.load(settings, model.tokenize)
+        tokens, targets = batch(docs, model.device)
+        schedule = document_of_episode(settings)
+        sketches = ModuleSketches(model.parameters, settings.sketch)
+        info = RunInfo(settings, model, tokens, targets, docs.lengths, schedule, folder, sketches)
+        recording = Recording(find(settings), info)
+        recording.rehearse()
+        writer = Writer.create(folder, settings, docs, schedule, provenance={})
+        recording.lay_out(writer)
+        turns = Turns(pipe, len(schedule))
+        with recording.attached():
+            train(info, recording, writer, turns)
+        size = sum(f.stat().st_size for f in (folder / "record.zarr").rglob("*") if f.is_file())
+        cost = recording.finish(sum(turns.seconds))["recorders"]
+    pipe.send((turns.seconds, {name: c["seconds"] for name, c in cost.items()}, size))
+    pipe.recv()  # its going would slow the other's last episode
+
+
+def measure(name: str, epochs: int) -> None:
+    on = rp.preset("quickstart", control="none", epochs=epochs, **SHAPES[name])
+    on = config.check(replace(on, recorders=config.Settings().recorders))
+    off = replace(on, recorders=())
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for which, settings in (("off", off), ("on", on)):
+        pipes[which], theirs = context.Pipe()
+        processes.append(context.Process(target=work, args=(config.to_toml(settings), theirs)))
+        processes[-1].start()
+        pipes[which].recv()  # loaded, and waiting for its turn
+    episodes = on.documents.count * epochs
+    found = {}
+    for episode in range(episodes):
+        for which in ("off", "on") if episode % 2 else ("on", "off"):
+            pipes[which].send("go")
+            told = pipes[which].recv()  # done
+            if episode == episodes - 1:
+                found[which] = told
+    for which, process in zip(found, processes, strict=True):
+        pipes[which].send("go")
+        process.join()
+    seconds = {which: np.array(found[which][0]) for which in ("off", "on")}
+    steps = episodes * on.steps
     print(
         f"{name}: {on.model.depth} blocks, {on.model.width} wide, {on.documents.tokens} tokens, "
-        f"{steps} steps, {rounds} rounds"
+        f"{steps} steps with and {steps} without"
     )
-    for which, runs in found.items():
-        seconds = [s for s, _, _ in runs]
-        print(f"  {which:<4}{medians[which]:8.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
-    print(f"  on / off: {medians['on'] / medians['off']:.3f}")
-    for recorder in found["on"][0][1]:
-        share = statistics.median(cost[recorder] / s for s, cost, _ in found["on"])
-        print(f"  {recorder}: {share:.1%} of the run")
-    extra = found["on"][0][2] - found["off"][0][2]
-    print(f"  recorded: {extra / steps / 1e3:.1f} kB a step")
+    each = seconds["on"] / seconds["off"]
+    low, middle, high = np.quantile(each, [0.25, 0.5, 0.75])
+    print(
+        f"  on {seconds['on'].sum():.2f} s, off {seconds['off'].sum():.2f} s\n"
+        f"  on / off: {seconds['on'].sum() / seconds['off'].sum():.3f} "
+        f"(by episode: median {middle:.3f}, quartiles {low:.3f} to {high:.3f})"
+    )
+    for recorder, spent in found["on"][1].items():
+        print(f"  {recorder}: {spent / seconds['on'].sum():.1%} of the run, by its own clock")
+    extra = found["on"][2] - found["off"][2]
+    print(f"  recorded: {extra / steps / 1e3:.1f} kB a step", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1)
     arguments = parser.parse_args()
     for shape in arguments.shape:
-        measure(shape, arguments.rounds)
+        measure(shape, arguments.epochs)
