@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, labels, number, numbers, with_interval
+from recovery_probe.analysis import Analysis, labels, number, numbers, unit, with_interval
 from recovery_probe.config import generator
 from recovery_probe.run import Run
 
@@ -40,8 +40,13 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
             "run": labels(runs),
             "epoch": np.arange(1, run.config.epochs + 1),
             "document": np.arange(T),
+            "control": labels(runs)[1:],
         },
-        attrs={"units": "nats per token", "interval": "95% percentile bootstrap over documents"},
+        attrs={
+            "unit": "documents",
+            "units": "nats per token",
+            "interval": "95% percentile bootstrap over documents",
+        },
     )
     for i, suffix in enumerate(("", "_low", "_high")):
         dataset["mean" + suffix] = (("run", "epoch"), np.stack([b[i] for b in by_epoch]))
@@ -116,7 +121,7 @@ def _verdict(dataset: xr.Dataset) -> str:
         if np.isnan(parts[1]):
             text += "."
         elif parts[2] < 0:
-            text += ": lower than the control, as far as these documents tell."
+            text += f": lower than the control, as far as {unit(dataset)} tell."
         elif parts[1] > 0:
             text += ": higher than the control."
         else:
@@ -130,8 +135,8 @@ ANALYSIS = Analysis(
     null="The same online loss as the shuffled control, which trains as often on the same "
     "documents.",
     blind_spot="A shuffled document waits between 1 and 2T-1 episodes instead of T: part of a "
-    "difference can come from that spread. The interval is over documents of one training run, "
-    "not over seeds.",
+    "difference can come from that spread. Without several seeds the interval is "
+    "over documents of one training run.",
     compute=compute,
     plot=plot,
     summary=summary,

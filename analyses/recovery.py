@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, labels, number, numbers, with_interval
+from recovery_probe.analysis import Analysis, labels, number, numbers, unit, with_interval
 from recovery_probe.config import generator
 from recovery_probe.run import Run
 
@@ -28,7 +28,7 @@ def compute(
     A score is left out, and its reason counted, when less than `min_forgetting` nats were
     forgotten. `difference` is run minus control, per document, over documents that count in both.
 
-    Returns score, low, high (run, reading, epoch); document_score and reason
+    Returns score, score_low, score_high (run, reading, epoch); document_score and reason
     (run, epoch, document); difference, difference_low, difference_high (control, epoch).
     """
     runs = [run, *controls]
@@ -40,7 +40,9 @@ def compute(
     for i, name in enumerate(("difference", "difference_low", "difference_high")):
         values = np.reshape([p[i] for p in paired], (len(controls), scores.shape[1]))
         dataset[name] = (("control", "epoch"), values)
+    dataset = dataset.assign_coords(control=dataset.run.values[1:])
     dataset.attrs["min_forgetting"] = min_forgetting
+    dataset.attrs["unit"] = "documents"
     dataset.attrs["interval"] = "95% percentile bootstrap over documents, 2000 resamples"
     for name in ("score", "document_score", "difference"):
         dataset[name].attrs["units"] = "share of forgotten loss"
@@ -67,8 +69,8 @@ def _one(run: Run, min_forgetting: float) -> xr.Dataset:
     return xr.Dataset(
         {
             "score": (by_epoch, np.stack([curve, mean])),
-            "low": (by_epoch, np.stack([curve_low, low])),
-            "high": (by_epoch, np.stack([curve_high, high])),
+            "score_low": (by_epoch, np.stack([curve_low, low])),
+            "score_high": (by_epoch, np.stack([curve_high, high])),
             "document_score": (("epoch", "document"), scores),
             "reason": (("epoch", "document"), reasons),
             "curve_reason": ("epoch", curve_reason),
@@ -107,7 +109,7 @@ def plot(dataset: xr.Dataset) -> Figure:
             continue
         x = part.epoch.values + offset
         colour, curve = plots.COLOURS[r % len(plots.COLOURS)], READINGS[g] == "curve"
-        axes.vlines(x, part.low, part.high, color=colour, linewidth=1)
+        axes.vlines(x, part.score_low, part.score_high, color=colour, linewidth=1)
         axes.plot(
             x,
             part.score,
@@ -154,18 +156,18 @@ def _readings(part: xr.Dataset) -> dict[str, Any]:
             **({} if cyclic else {"why_not": "documents of a shuffled run have no common period"}),
             "score_by_epoch": numbers(curve.score.values),
             "interval_by_epoch": _intervals(curve),
-            **_excluded(part.curve_reason.values[:, None]),
+            **_excluded(part.curve_reason),
         },
         "per_document": {
             "score_by_epoch": numbers(mean.score.values),
             "interval_by_epoch": _intervals(mean),
-            **_excluded(part.reason.values),
+            **_excluded(part.reason),
         },
     }
 
 
 def _intervals(
-    part: xr.Dataset, low: str = "low", high: str = "high", row: int | None = None
+    part: xr.Dataset, low: str = "score_low", high: str = "score_high", row: int | None = None
 ) -> list[list[float | None]]:
     lows, highs = part[low].values, part[high].values
     if row is not None:
@@ -173,14 +175,15 @@ def _intervals(
     return [[number(a), number(b)] for a, b in zip(lows, highs, strict=True)]
 
 
-def _excluded(reasons: stats.Ints) -> dict[str, Any]:
+def _excluded(reasons: xr.DataArray) -> dict[str, Any]:
     """How many were left out at each epoch, and how many for each reason. The averaged curve
     is one thing, left out or not."""
+    by_epoch = [row.values for row in reasons.transpose("epoch", ...)]
     return {
-        "excluded_by_epoch": [int((row != stats.COUNTED).sum()) for row in reasons],
+        "excluded_by_epoch": [int((row != stats.COUNTED).sum()) for row in by_epoch],
         "excluded_reasons_by_epoch": [
             {text: int((row == code).sum()) for code, text in stats.REASONS.items() if code in row}
-            for row in reasons
+            for row in by_epoch
         ],
     }
 
@@ -195,12 +198,13 @@ def _verdict(dataset: xr.Dataset) -> str:
 
     def told(r: int, reading: str) -> str:
         part = dataset.isel(run=r, epoch=last).sel(reading=reading)
-        return with_interval(*(float(part[name]) for name in ("score", "low", "high")))
+        return with_interval(*(float(part[name]) for name in ("score", "score_low", "score_high")))
 
     text = f"At epoch {epoch} the recovery score is {told(0, 'per_document')} per document"
     if dataset.kind.values[0] == "cyclic":
         text += f" and {told(0, 'curve')} for the averaged curve"
-    text += f" ({int(np.isfinite(scores[last]).sum())} of {scores.shape[1]} documents count)."
+    counted = dataset.reason.isel(run=0, epoch=last).values == stats.COUNTED
+    text += f" ({counted.sum()} of {counted.size} documents count)."
     for i in range(dataset.sizes["control"]):
         names = ("difference", "difference_low", "difference_high")
         value, low, high = (float(dataset[n].values[i, last]) for n in names)
@@ -212,7 +216,7 @@ def _verdict(dataset: xr.Dataset) -> str:
         if np.isnan(low):
             text += "."
         elif low > 0:
-            text += ": more than the control, as far as these documents tell."
+            text += f": more than the control, as far as {unit(dataset)} tell."
         elif high < 0:
             text += ": less than the control."
         else:
@@ -226,10 +230,10 @@ ANALYSIS = Analysis(
     null="Without anticipation the loss stays where forgetting took it: a score near that of the "
     "shuffled control. It is not 0 there: l_max is a maximum, so that noise in the loss alone "
     "makes a score positive.",
-    blind_spot="The documents share one training trajectory: the interval says how much they "
-    "differ, not how much another seed would. General improvement late in the cycle also raises "
-    "the score; the held-out documents in loss_curves show it. A shuffled document waits between "
-    "1 and 2T-1 episodes, and a short wait leaves less to forget.",
+    blind_spot="The documents share one training trajectory: an interval over documents says how "
+    "much they differ, not how much another seed would. General improvement late in the cycle "
+    "also raises the score; order_vs_drift holds it against held-out documents. A shuffled "
+    "document waits between 1 and 2T-1 episodes, and a short wait leaves less to forget.",
     compute=compute,
     plot=plot,
     summary=summary,

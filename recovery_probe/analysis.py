@@ -1,52 +1,61 @@
 """What an analysis is: a question put to a run, with what its answer would be if there were
-nothing to see, and what it cannot see."""
+nothing to see, and what it cannot see. And what all analyses share: which runs belong together,
+how the numbers of several seeds become one, groups of modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
 
-from recovery_probe import config
+from recovery_probe import config, stats
 from recovery_probe.errors import InputError
 
 if TYPE_CHECKING:
-    import xarray as xr
     from matplotlib.figure import Figure
 
     from recovery_probe.run import Run
 
 # Settings in which a run and its control may differ.
 FREE = ("schedule.kind", "schedule.keep_first", "control", "device", "eval_batch")
+# What makes a number of a dataset an estimate: companions with these suffixes.
+LOW, HIGH, P = "_low", "_high", "_p"
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """A plug-in: one file, one instance named `ANALYSIS`."""
+    """A plug-in: one file, one instance named `ANALYSIS`.
+
+    A number `x` of its dataset is an *estimate* when there are `x_low` and `x_high`, its 95%
+    interval, or `x_p`, the p-value of its null. Estimates are what the report tabulates, and what
+    gets a mean, a spread and an interval over seeds (`across`).
+    """
 
     name: str
     question: str
     null: str  # what it would show if there were no effect
     blind_spot: str  # what it cannot tell apart
-    # compute(run, *, controls=()) -> numbers, with dimensions, units and how they were made
+    # compute(run, *, controls=(), **options) -> numbers, with dimensions, units and how made
     compute: Callable[..., xr.Dataset]
     # plot(dataset) -> figure; computes nothing
     plot: Callable[[xr.Dataset], Figure]
     # summary(dataset) -> what JSON can hold; `verdict`, if there, is a sentence for the report
     summary: Callable[[xr.Dataset], dict[str, Any]]
+    # compute takes from_checkpoint=True: it then runs the model again, which takes torch and time
+    from_checkpoint: bool = False
+    # needs no run: a simulation, done when it is named and not otherwise
+    stand_alone: bool = False
 
 
 def check_controls(run: Run, controls: Sequence[Run]) -> None:
     """Raise `InputError` unless every control differs from the run in its schedule alone."""
     for control in controls:
-        differing = config.differences(run.config, control.config)
-        differing = {
-            name: pair
-            for name, pair in differing.items()
-            if name.partition(".")[0] not in config.WATCHING and name not in FREE
-        }
+        differing = _differing(run, control, FREE)
         if differing:
             told = ", ".join(f"{name} ({a!r}, {b!r})" for name, (a, b) in differing.items())
             raise InputError(
@@ -60,10 +69,159 @@ def check_controls(run: Run, controls: Sequence[Run]) -> None:
             raise InputError(f"{control.path}: not a control of {run.path}; initial losses differ")
 
 
+def _differing(run: Run, other: Run, free: Sequence[str]) -> dict[str, Any]:
+    """Setting -> its two values, wherever two runs differ in what decides their training."""
+    return {
+        name: pair
+        for name, pair in config.differences(run.config, other.config).items()
+        if name.partition(".")[0] not in config.WATCHING and name not in free
+    }
+
+
+def seeds_and_controls(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """The first run and those that differ from it in the seed alone; and the others, which are
+    to be controls. A run with a seed that is there already is a control too."""
+    seeds: list[Run] = []
+    controls: list[Run] = []
+    for run in runs:
+        same = not seeds or not _differing(seeds[0], run, ("seed", "device", "eval_batch"))
+        new = run.config.seed not in [s.config.seed for s in seeds]
+        (seeds if same and new else controls).append(run)
+    return seeds, controls
+
+
+def match(runs: Sequence[Run], controls: Sequence[Run]) -> list[tuple[Run, list[Run]]]:
+    """Each run with its controls, those of its seed. Raises `InputError` for a control that
+    belongs to none, and when some of several runs have fewer controls than others."""
+    for run in runs[1:]:
+        differing = _differing(runs[0], run, ("seed", "device", "eval_batch"))
+        if differing:
+            raise InputError(
+                f"{run.path}: not another seed of {runs[0].path}; they differ in "
+                f"{', '.join(differing)}"
+            )
+    by_seed: dict[int, tuple[Run, list[Run]]] = {run.config.seed: (run, []) for run in runs}
+    if len(by_seed) < len(runs):
+        raise InputError(
+            "two of the runs have one seed: "
+            + ", ".join(f"{r.path} ({r.config.seed})" for r in runs)
+        )
+    for control in controls:
+        run, own = by_seed.get(control.config.seed, (runs[0], []))
+        check_controls(run, [control])
+        own.append(control)
+    counts = {len(own) for _, own in by_seed.values()}
+    if len(counts) > 1:
+        told = ", ".join(f"{run.path} ({len(own)})" for run, own in by_seed.values())
+        raise InputError(f"every seed needs as many controls as the others: {told}")
+    return list(by_seed.values())
+
+
+def across(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
+    """One dataset from those that an analysis made of several seeds.
+
+    Estimates become their mean, with `_sd` and, as `_low` and `_high`, a 95% t interval, over
+    seeds; each seed's value is kept as `_each` (seed, …). P-values are combined by Fisher's
+    method. Other numbers are averaged; what is not a real number is kept by seed where it differs.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
+    first = datasets[0]
+    if any(d[n].shape != first[n].shape for d in datasets for n in first.data_vars):
+        raise InputError("the runs' numbers differ in shape: have all of them finished?")
+    out = first[[]].assign_coords(first.coords)
+    for name in map(str, first.data_vars):
+        stack = np.stack([d[name].values for d in datasets])
+        dims, attrs = first[name].dims, first[name].attrs
+        base, _, suffix = name.rpartition("_")
+        if suffix in ("low", "high") and base in first:
+            continue
+        if suffix == "p" and base in first:
+            out[name] = (dims, stats.fisher(stack), attrs | {"combined": "Fisher, over seeds"})
+        elif stack.dtype.kind != "f":
+            same = all(np.array_equal(stack[0], other) for other in stack)
+            out[name] = (dims, stack[0], attrs) if same else (("seed", *dims), stack, attrs)
+        else:
+            out[name] = (dims, stats.mean_of_counted(stack, axis=0), attrs)
+            if is_estimate(first, name):
+                low, high = stats.t_interval(stack)
+                out[name + "_sd"] = (dims, stats.sd_of_counted(stack), {"over": "seeds"})
+                out[name + LOW], out[name + HIGH] = (dims, low), (dims, high)
+                out[name + "_each"] = (("seed", *dims), stack)
+    out.attrs = first.attrs | {
+        "unit": f"{len(datasets)} seeds",
+        "interval": f"95% t interval over {len(datasets)} seeds",
+    }
+    return out
+
+
+def is_estimate(dataset: xr.Dataset, name: str) -> bool:
+    """Whether a variable has an interval or a p-value."""
+    return name + LOW in dataset or name + P in dataset
+
+
+def estimates(dataset: xr.Dataset) -> dict[str, list[dict[str, Any]]]:
+    """Name of each estimate -> its values, one record for each point of its coordinates: these,
+    `value`, and where there are any `low`, `high`, `sd` (over seeds) and `p`; null for NaN."""
+    return {
+        str(name): [_record(dataset, str(name), at) for at in points(dataset[name])]
+        for name in dataset.data_vars
+        if is_estimate(dataset, str(name))
+    }
+
+
+def points(array: xr.DataArray) -> list[dict[Hashable, int]]:
+    """Every index of an array, by dimension."""
+    ranges = [range(n) for n in array.shape]
+    return [dict(zip(array.dims, at, strict=True)) for at in product(*ranges)]
+
+
+def _record(dataset: xr.Dataset, name: str, at: dict[Hashable, int]) -> dict[str, Any]:
+    record: dict[str, Any] = {str(d): coordinate(dataset, d, i) for d, i in at.items()}
+    record["value"] = number(dataset[name].isel(at))
+    for suffix in (LOW, HIGH, "_sd", P):
+        if name + suffix in dataset:
+            record[suffix[1:]] = number(dataset[name + suffix].isel(at))
+    return record
+
+
+def coordinate(dataset: xr.Dataset, dimension: Hashable, index: int) -> str | int | float:
+    """The label of an index, as JSON can hold it."""
+    if dimension not in dataset.coords:
+        return index
+    value = dataset[dimension].values[index]
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A short, distinct name for each run."""
-    short = [r.path.resolve().name for r in runs]
-    return short if len(set(short)) == len(short) else [str(r.path) for r in runs]
+    """A short, distinct name for each run: its schedule, with its folder where two share one."""
+    kinds = [r.config.schedule.kind for r in runs]
+    names = [
+        kind if kinds.count(kind) == 1 else f"{kind} ({r.path.resolve().name})"
+        for kind, r in zip(kinds, runs, strict=True)
+    ]
+    return names if len(set(names)) == len(names) else [str(r.path) for r in runs]
+
+
+def module_groups(modules: xr.DataArray, blocks: bool = False) -> dict[str, NDArray[np.bool_]]:
+    """Name -> which entries of a `module` dimension: `total`, the kinds that are there among
+    `embedding`, `attention`, `mlp`, `norms` and `unembedding`, and with `blocks` each block."""
+    kind = modules["kind"].values.astype(str)
+    block = modules["block"].values.astype(int)
+    norms = np.char.startswith(np.array([k.rpartition(".")[2] for k in kind]), "ln") | (
+        np.char.find(kind, "norm") >= 0
+    )
+    members = {
+        "total": np.ones(len(kind), dtype=bool),
+        "embedding": np.isin(kind, ["embed", "pos_embed"]),
+        "attention": np.char.startswith(kind, "attn") & ~norms,
+        "mlp": np.char.startswith(kind, "mlp") & ~norms,
+        "norms": norms,
+        "unembedding": kind == "unembed",
+    }
+    if blocks:
+        members |= {f"block {b}": block == b for b in np.unique(block[block >= 0]).tolist()}
+    return {name: which for name, which in members.items() if which.any()}
 
 
 def number(value: Any) -> float | None:
@@ -83,3 +241,14 @@ def with_interval(value: float, low: float, high: float) -> str:
         return "not defined"
     told = "interval not defined" if np.isnan(low) else f"{low:.2f}, {high:.2f}"
     return f"{value:.2f} [{told}]"
+
+
+def unit(dataset: xr.Dataset) -> str:
+    """What the intervals are over, as the verdicts say it."""
+    told = str(dataset.attrs.get("unit", "documents"))
+    return f"these {told}"
+
+
+def with_p(p: float) -> str:
+    """`p = 0.02`."""
+    return "p not defined" if np.isnan(p) else f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"

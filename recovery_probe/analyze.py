@@ -1,66 +1,150 @@
-"""Put analyses to a run and write what they find; `python -m recovery_probe.analyze`."""
+"""Put analyses to runs and write what they find; `python -m recovery_probe.analyze`."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from recovery_probe import plots, plugins, report
-from recovery_probe.analysis import Analysis, check_controls
+from recovery_probe.analysis import Analysis, across, match
+from recovery_probe.config import nearest
+from recovery_probe.errors import InputError, Missing
 from recovery_probe.run import Run, write_zarr
 
-HEADLINE = "recovery"  # comes first, in the summary and in the report
+# These come first, in the summary and in the report; the others by name.
+FIRST = ("recovery", "order_vs_drift", "loss_curves", "online_loss")
 
 
 def analyze(
-    run: Run, controls: Sequence[Run] = (), analyses: Sequence[Analysis] = ()
+    runs: Run | Sequence[Run],
+    controls: Sequence[Run] = (),
+    analyses: Sequence[Analysis] = (),
+    *,
+    out: str | os.PathLike[str] | None = None,
+    from_checkpoint: bool = False,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    formats: Sequence[str] = ("html",),
 ) -> dict[str, Any]:
-    """Do `analyses` (all installed ones when none is given) on a run, beside its controls.
+    """Do `analyses` on a run, or on several that differ in their seed alone, beside their controls.
 
-    Writes, under `run.path/analyses`, NAME.zarr, NAME.png and NAME.svg for each and one
-    summary.json for all, then `run.path/report.html`. What other calls wrote of other analyses
-    stays. Returns what summary.json holds. Raises `InputError` for a control that differs in
-    more than its schedule.
+    All installed analyses when none is given: one that a run lacks something for is then left
+    out, and why is told in the summary under `not_done`. `from_checkpoint` lets analyses run the
+    model again, which takes torch and time. `options` are further arguments of `compute`, by the
+    name of the analysis.
+
+    Writes, under `out/analyses`, NAME.zarr, NAME.png, .svg and .pdf for each and one summary.json
+    for all, then `out/report.html` (and `report.md`, as `formats` says). `out` is the run's own
+    directory when there is one run. What other calls wrote of other analyses stays. Returns what
+    summary.json holds.
+
+    Raises `InputError`, before any work, for a control that differs in more than its schedule,
+    for runs that differ in more than their seed, and for several without `out`; `Missing` when a
+    run lacks what an analysis asked for by name needs.
     """
-    check_controls(run, controls)
-    names = sorted(plugins.installed("analyses"), key=lambda name: (name != HEADLINE, name))
-    chosen = analyses or [plugins.find("analyses", name, Analysis) for name in names]
-    folder = run.path / "analyses"
-    folder.mkdir(exist_ok=True)
-    path = folder / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    done: dict[str, Any] = summary.get("analyses", {})
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    groups = match(runs, controls)
+    if len(runs) > 1 and out is None:
+        raise InputError(f"{len(runs)} runs, one report: say where it goes with --out DIR")
+    place = Path(out or runs[0].path)
+    chosen = [*analyses] or [plugins.find("analyses", name, Analysis) for name in _default()]
+    given = {a.name: dict((options or {}).get(a.name, {})) for a in chosen}
+    _check_options(chosen, options or {})
     for analysis in chosen:
-        dataset = analysis.compute(run, controls=controls)
+        if analysis.from_checkpoint:
+            given[analysis.name]["from_checkpoint"] = from_checkpoint
+    folder = place / "analyses"
+    before = folder / "summary.json"
+    old: dict[str, Any] = json.loads(before.read_text("utf-8")) if before.exists() else {}
+    about: dict[str, Any] = old.get("analyses", {})
+    found = {name: old[name] for name in about}
+    not_done: dict[str, str] = old.get("not_done", {})
+    datasets = {}
+    for analysis in chosen:
+        try:
+            datasets[analysis] = across(
+                [analysis.compute(r, controls=own, **given[analysis.name]) for r, own in groups]
+            )
+        except Missing as missing:
+            if analyses:
+                raise
+            not_done[analysis.name] = str(missing)
+            about.pop(analysis.name, None)
+    for analysis, dataset in datasets.items():
         dataset.attrs |= {
-            "analysis": analysis.name,
-            "run": str(run.path),
-            "controls": [str(c.path) for c in controls],
-            "question": analysis.question,
-            "null": analysis.null,
-            "blind_spot": analysis.blind_spot,
+            "runs": [str(r.path) for r in runs],
+            "controls": [str(c.path) for _, own in groups for c in own],
         }
-        _write_dataset(dataset, folder / f"{analysis.name}.zarr")
-        plots.write(analysis.plot(dataset), folder / analysis.name)
-        found = analysis.summary(dataset)
-        done[analysis.name] = dataset.attrs | {k: v for k, v in found.items() if k == "verdict"}
-        summary[analysis.name] = found
+        found[analysis.name], about[analysis.name] = _write(analysis, dataset, folder)
+        not_done.pop(analysis.name, None)
     summary = {
-        "run": str(run.path),
-        "status": run.status,
-        "episodes_done": run.episodes_done,
-        **{k: v for k, v in summary.items() if k in done},
-        "analyses": done,
+        "runs": {str(r.path): {"status": r.status, "episodes": r.episodes_done} for r in runs},
+        "controls": [str(c.path) for _, own in groups for c in own],
+        **{name: found[name] for name in sorted(about, key=_order)},
+        "analyses": {name: about[name] for name in sorted(about, key=_order)},
+        "not_done": not_done,
     }
-    _write_text(path, json.dumps(summary, indent=2) + "\n")
-    _write_text(run.path / "report.html", report.html(run, summary))
+    _write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    for kind in formats:
+        text = report.WRITERS[kind](groups, summary, folder)
+        _write_text(place / f"report.{kind}", text)
     return summary
+
+
+def simulate(analysis: Analysis, out: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+    """Do an analysis that needs no run, write NAME.zarr, NAME.png, .svg, .pdf and NAME.json in
+    `out`, and return what the last holds."""
+    _check_options([analysis], {analysis.name: options})
+    found, about = _write(analysis, analysis.compute(None, **options), Path(out))
+    _write_text(Path(out) / f"{analysis.name}.json", json.dumps(found, indent=2) + "\n")
+    return found | {"tables": about["tables"]}
+
+
+def _write(analysis: Analysis, dataset: xr.Dataset, folder: Path) -> tuple[Any, Any]:
+    """Store, figures; what the summary holds of it, and what the report needs to tell of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset.attrs |= {
+        "analysis": analysis.name,
+        "question": analysis.question,
+        "null": analysis.null,
+        "blind_spot": analysis.blind_spot,
+    }
+    _write_dataset(dataset, folder / f"{analysis.name}.zarr")
+    plots.write(analysis.plot(dataset), folder / analysis.name)
+    found = analysis.summary(dataset)
+    told = {k: v for k, v in found.items() if k == "verdict"}
+    return found, dataset.attrs | told | {"tables": report.tables(dataset)}
+
+
+def _default() -> list[str]:
+    """The installed analyses that a run is put to when none is named."""
+    known = {n: plugins.find("analyses", n, Analysis) for n in plugins.installed("analyses")}
+    return sorted((n for n, a in known.items() if not a.stand_alone), key=_order)
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (FIRST.index(name) if name in FIRST else len(FIRST), name)
+
+
+def _check_options(chosen: Sequence[Analysis], options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `InputError` for an option that its analysis does not take."""
+    known = {a.name: inspect.signature(a.compute).parameters for a in chosen}
+    for name, values in options.items():
+        if name not in known:
+            raise InputError(f"option of {name!r}: that analysis is not among {', '.join(known)}")
+        takes = [p for p in known[name] if p not in ("run", "controls", "from_checkpoint")]
+        for option in values:
+            if option not in takes:
+                raise InputError(
+                    f"{name} has no option {option!r}{nearest(option, takes)}; it takes "
+                    f"{', '.join(takes) or 'none'}"
+                )
 
 
 def _write_dataset(dataset: xr.Dataset, path: Path) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -56,10 +57,20 @@ class Train:
 class Analyze:
     """Put questions to a recorded run: numbers, figures and a report, written beside it."""
 
-    # the run, then any controls; its own control is used when none is given
+    # runs that differ in their seed alone, and controls; their own controls when none is given
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     # analyses to do: installed names, or file.py:NAME; all installed ones when not given
     analysis: tuple[str, ...] = ()
+    # options of analyses: NAME.OPTION=VALUE
+    set: tuple[str, ...] = ()
+    # let analyses run the model again from checkpoints, which takes torch and time
+    from_checkpoint: tyro.conf.FlagCreatePairsOff[bool] = False
+    # where to write; the run's own directory when there is one run
+    out: Path | None = None
+    # the report: html (one page), md (Markdown with PNG figures)
+    format: tuple[Literal["html", "md"], ...] = ("html",)
+    # simulate the paper's toy model, without any run, into --out
+    toy: tyro.conf.FlagCreatePairsOff[bool] = False
     # list the installed analyses and stop
     list: tyro.conf.FlagCreatePairsOff[bool] = False
 
@@ -107,22 +118,68 @@ def train(argv: Sequence[str]) -> None:
 
 
 def analyze(argv: Sequence[str]) -> None:
-    """`python -m recovery_probe.analyze RUN [CONTROL …] [--analysis NAME …] [--list]`"""
+    """`python -m recovery_probe.analyze RUN [RUN …] [CONTROL …] [--analysis NAME …] [--list]`"""
     from recovery_probe import plugins
-    from recovery_probe.analysis import Analysis
-    from recovery_probe.analyze import analyze as analyze_run
+    from recovery_probe.analysis import Analysis, seeds_and_controls
+    from recovery_probe.analyze import analyze as analyze_runs
+    from recovery_probe.analyze import simulate
     from recovery_probe.run import open_run
 
     command = parse(Analyze, argv, prog="analyze", default=Analyze())
+    options = _options(command.set)
     if command.list:
         for name in sorted(plugins.installed("analyses")):
-            print(f"{name:<16}{plugins.find('analyses', name, Analysis).question}")
+            print(f"{name:<21}{plugins.find('analyses', name, Analysis).question}")
+        return
+    if command.toy:
+        if command.runs or command.analysis:
+            raise InputError("--toy is a simulation of its own: leave out the runs and --analysis")
+        toy = plugins.find("analyses", "toy_model", Analysis)
+        out = command.out or Path("toy_model")
+        found = simulate(toy, out, **options.get("toy_model", {}))
+        for table in found["tables"]:
+            _print_table(table)
+        print(found["verdict"])
+        print(f"figure: {out / 'toy_model.png'}")
         return
     if not command.runs:
         raise InputError("analyze needs a run directory; train one first, or see --list")
     chosen = [plugins.find("analyses", name, Analysis) for name in command.analysis]
-    run, *given = [open_run(path) for path in command.runs]
-    _tell(analyze_run(run, given or run.controls, chosen), run.path)
+    runs, controls = seeds_and_controls([open_run(path) for path in command.runs])
+    summary = analyze_runs(
+        runs,
+        controls or [control for run in runs for control in run.controls],
+        chosen,
+        out=command.out,
+        from_checkpoint=command.from_checkpoint,
+        options=options,
+        formats=command.format,
+    )
+    _tell(summary, command.out or runs[0].path, command.format)
+
+
+def _options(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`NAME.OPTION=VALUE`, the value as JSON where it is that, else as text."""
+    options: dict[str, dict[str, Any]] = {}
+    for word in words:
+        left, equals, text = word.partition("=")
+        name, dot, option = left.partition(".")
+        if not (equals and dot and name and option):
+            raise InputError(f"--set {word}: expected NAME.OPTION=VALUE")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        options.setdefault(name, {})[option] = value
+    return options
+
+
+def _print_table(table: dict[str, Any]) -> None:
+    rows = [table["columns"], *table["rows"]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    print()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -214,11 +271,14 @@ def _one_line(box: str) -> str:
     return re.sub(r"^Error parsing ", "", " ".join(text.split())) or " ".join(box.split())
 
 
-def _tell(summary: dict[str, Any], path: Path) -> None:
+def _tell(summary: dict[str, Any], path: Path, formats: Sequence[str] = ("html",)) -> None:
     for name, found in summary["analyses"].items():
         if "verdict" in found:
             print(f"{name}: {found['verdict']}")
-    print(f"report: {path / 'report.html'}")
+    for name, reason in summary["not_done"].items():
+        print(f"{name}: not done: {reason}")
+    for kind in formats:
+        print(f"report: {path / f'report.{kind}'}")
 
 
 def _stop(message: object, code: int) -> None:

@@ -112,6 +112,8 @@ class ResidualStream:
     reduce: Literal["mean", "last", "all"] = "mean"
     # the document whose final residual stream is kept after every episode
     focal: Annotated[int, Ge(0)] = 0
+    # keep the focal document's stream after the last block, or at every layer too
+    focal_layers: Literal["last", "all"] = "last"
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
 

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used. Raised before any training; exit code 2."""
 
 
+class Missing(InputError):
+    """A run lacks what an analysis needs; the message says how to get it."""
+
+
 class Diverged(RuntimeError):
     """Training left the region where its numbers mean anything. The record so far is kept."""
 

@@ -21,6 +21,9 @@ COLOURS = (RUN, CONTROL, THIRD, FOURTH)
 HELD_OUT = "#777777"
 COLUMN = 3.5  # inches, the width of a paper's column
 
+# For maps of cosines: white at 0, and no red beside green.
+DIVERGING: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
+
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -35,6 +38,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
     "savefig.dpi": 220,
     "svg.fonttype": "none",  # text stays text
+    "pdf.fonttype": 42,
     "svg.hashsalt": "recovery_probe",  # the same figure, the same file
     "axes.grid": True,
     "grid.linewidth": 0.4,
@@ -63,17 +67,37 @@ def figure(
     return fig, [panel[0] for panel in axes]
 
 
+def mosaic(
+    layout: Sequence[Sequence[Any]], height: float = 2.4, **options: Any
+) -> tuple[Figure, dict[Any, Any]]:
+    """A figure two columns wide whose panels `layout` names, row by row; one named twice spans
+    both places. `height` is that of a row, inches."""
+    fig = Figure(figsize=(2 * COLUMN, height * len(layout)), layout="constrained")
+    return fig, fig.subplot_mosaic([list(row) for row in layout], **options)
+
+
+def colour(index: int) -> str:
+    """Of a run among several: the run itself comes first, then its controls."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def by_epoch(epochs: int) -> list[Any]:
+    """A colour for each epoch, dark to light."""
+    return [mpl.colormaps["viridis"](0.9 * e / max(1, epochs - 1)) for e in range(epochs)]
+
+
 def note(axes: Axes, text: str) -> None:
     """Say in the panel itself why it is empty."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, wrap=True)
 
 
 def write(fig: Figure, path: Path) -> None:
-    """PATH.png and PATH.svg, each put in place when whole."""
+    """PATH.png, PATH.svg and PATH.pdf, each put in place when whole."""
+    undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
-        for kind in ("png", "svg"):
+        for kind, metadata in undated.items():
             buffer = io.BytesIO()
-            fig.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+            fig.savefig(buffer, format=kind, metadata=metadata)
             aside = path.with_name(f"{path.name}.{kind}.partial")
             aside.write_bytes(buffer.getvalue())
             os.replace(aside, path.with_name(f"{path.name}.{kind}"))

@@ -1,87 +1,132 @@
-"""One self-contained HTML page: what was found, with its null and blind spot beside it."""
+"""One self-contained page: what was found, with its null and blind spot beside it."""
 
 from __future__ import annotations
 
 import base64
 import functools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+import xarray as xr
 
 from recovery_probe import config
+from recovery_probe.analysis import HIGH, LOW, P, coordinate, is_estimate, points, with_p
 from recovery_probe.run import Run
 
+ROWS = 120  # a longer table is left to NAME.zarr
+Groups = Sequence[tuple[Run, list[Run]]]
 
-def html(run: Run, summary: dict[str, Any]) -> str:
-    """The page for a run, from its `summary` and the figures that lie in `run.path/analyses`.
+
+def html(groups: Groups, summary: dict[str, Any], folder: Path) -> str:
+    """The page for runs and their controls, from their `summary` and the figures in `folder`.
 
     Nothing on it is fetched from elsewhere, and every text of a document is escaped.
     """
-    analyses = [
-        {
-            **about,
-            "figure": _inline(run, name),
-            "rows": list(_rows(summary[name])),
-        }
-        for name, about in summary["analyses"].items()
-    ]
-    record = run.record
-    held_out = record.held_out.values
-    documents = [
-        {"name": str(name), "tokens": int(length), "digest": str(digest)[:12], "excerpt": str(text)}
-        | {"held_out": bool(held)}
-        for name, length, digest, text, held in zip(
-            record.name.values,
-            record.length.values,
-            record.digest.values,
-            record.excerpt.values,
-            held_out,
-            strict=True,
-        )
-    ]
-    return _template().render(
-        run=run,
-        title=run.path.resolve().name,
-        summary=run.summary(),
-        analyses=analyses,
-        documents=documents,
-        settings=config.to_toml(run.config),
-        provenance=run.provenance,
+    return _render("report.html.jinja", groups, summary, lambda name: _inline(folder, name))
+
+
+def markdown(groups: Groups, summary: dict[str, Any], folder: Path) -> str:
+    """The same as Markdown, with the PNG figures beside it."""
+    return _render("report.md.jinja", groups, summary, lambda name: f"{folder.name}/{name}.png")
+
+
+WRITERS: dict[str, Callable[[Groups, dict[str, Any], Path], str]] = {"html": html, "md": markdown}
+
+
+def tables(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """The estimates of a dataset as text: a table for each set of dimensions, a column for each
+    estimate, `value [low, high], p`. One of more than `ROWS` rows says only how many there are."""
+    by_dims: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for name in map(str, dataset.data_vars):
+        if is_estimate(dataset, name):
+            by_dims[dataset[name].dims].append(name)
+    made = []
+    for dims, names in sorted(by_dims.items(), key=lambda item: len(item[0])):
+        at = points(dataset[names[0]])
+        if not at:
+            continue
+        columns = [_words(d) for d in dims] + [_heading(dataset, n) for n in names]
+        rows = [
+            [str(coordinate(dataset, d, i)) for d, i in point.items()]
+            + [_cell(dataset, n, point) for n in names]
+            for point in (at if len(at) <= ROWS else [])
+        ]
+        made.append({"columns": columns, "rows": rows, "count": len(at)})
+    return made
+
+
+def _heading(dataset: xr.Dataset, name: str) -> str:
+    units = dataset[name].attrs.get("units", "1")
+    return _words(name) + (f" ({units})" if units != "1" else "")
+
+
+def _cell(dataset: xr.Dataset, name: str, at: dict[Any, int]) -> str:
+    value, *others = (
+        float(dataset[name + suffix].isel(at)) if name + suffix in dataset else np.nan
+        for suffix in ("", LOW, HIGH, P)
+    )
+    low, high, p = others
+    if np.isnan(value):
+        return "–"
+    text = f"{value:.3g}"
+    if not np.isnan(low):
+        text += f" [{low:.3g}, {high:.3g}]"
+    return text + (f", {with_p(p)}" if name + P in dataset else "")
+
+
+def _words(name: Any) -> str:
+    return str(name).replace("_", " ")
+
+
+def _render(
+    template: str, groups: Groups, summary: dict[str, Any], figure: Callable[[str], str]
+) -> str:
+    runs = [run for run, _ in groups]
+    first, many = runs[0], len(runs) > 1
+    return _template(template).render(
+        title=f"{len(runs)} runs, {first.path.resolve().name} first"
+        if many
+        else first.path.resolve().name,
+        runs=runs,
+        controls=[c for _, own in groups for c in own],
+        summary=first.summary(),
+        analyses=[{**a, "figure": figure(name)} for name, a in summary["analyses"].items()],
+        headline=summary["analyses"].get("recovery"),
+        not_done=summary["not_done"],
+        documents=[_documents(run) for run in runs],
+        settings=config.to_toml(first.config),
     )
 
 
+def _documents(run: Run) -> list[dict[str, Any]]:
+    record = run.record
+    names = ("name", "length", "digest", "excerpt", "held_out")
+    columns = [record[name].values for name in names]
+    return [
+        {"name": str(n), "tokens": int(t), "digest": str(d)[:12], "excerpt": str(e), "held_out": h}
+        for n, t, d, e, h in zip(*columns, strict=True)
+    ]
+
+
 @functools.cache
-def _template() -> jinja2.Template:
-    text = (resources.files("recovery_probe") / "report.html.jinja").read_text(encoding="utf-8")
-    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+def _template(name: str) -> jinja2.Template:
+    text = (resources.files("recovery_probe") / name).read_text(encoding="utf-8")
+    env = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # One line of a Markdown table: no bar, no line break, nothing that starts code.
+    env.filters["cell"] = lambda text: " ".join(
+        str(text).replace("|", "¦").replace("`", "'").split()
+    )
     return env.from_string(text)
 
 
-def _inline(run: Run, name: str) -> str:
+def _inline(folder: Path, name: str) -> str:
     """The figure as a data address. As an image, its ids cannot clash with another figure's."""
-    svg = (run.path / "analyses" / f"{name}.svg").read_bytes()
+    svg = (folder / f"{name}.svg").read_bytes()
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-
-
-def _rows(value: Any, prefix: str = "") -> Any:
-    """(dotted name, text) of every number in a summary."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key != "verdict":
-                yield from _rows(inner, f"{prefix} › {key}" if prefix else str(key))
-    else:
-        yield prefix.replace("_", " "), _text(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        parts = [_text(v) for v in value]
-        return (
-            f"[{', '.join(parts)}]"
-            if all(isinstance(v, float) for v in value)
-            else ",  ".join(parts)
-        )
-    if isinstance(value, dict):
-        return "; ".join(f"{v}: {k}" for k, v in value.items()) or "–"
-    return f"{value:.3f}" if isinstance(value, float) else "–" if value is None else str(value)

@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from recovery_probe import config, stats
 from recovery_probe.config import Settings
-from recovery_probe.errors import InputError
+from recovery_probe.errors import InputError, Missing
 
 if TYPE_CHECKING:
     from recovery_probe.documents import Documents
@@ -107,10 +107,10 @@ class Run:
         """What a recorder wrote, lazily, as far as episodes are committed. A `module` dimension
         is indexed by `kind`, `block` and `name`: `.sel(kind="mlp.out", block=3)`.
 
-        Raises `InputError` when the run has no such recorder.
+        Raises `Missing`, an `InputError`, when the run has no such recorder.
         """
         if name not in self.recorders:
-            raise InputError(
+            raise Missing(
                 f"{self.path}: recorder {name} was off, on were "
                 f"{', '.join(self.recorders) or 'none'}; "
                 f"train again with --record {name}"
@@ -135,27 +135,33 @@ class Run:
 
     def weight_trajectory(self) -> xr.DataArray:
         """(episodes_done, module, sketch): sketch of the weights minus the untrained weights, the
-        running sum of the recorded updates, wherever one ends with an episode."""
-        deltas = self.recorder("weight_deltas").sketched.load()
-        steps, M = self.record.sizes["step"], self.config.steps
+        running sum of the recorded updates, wherever one ends with an episode. Read an epoch at a
+        time, and once."""
+        return self._trajectory
+
+    @functools.cached_property
+    def _trajectory(self) -> xr.DataArray:
+        deltas = self.recorder("weight_deltas").sketched
+        M, done = self.config.steps, self.episodes_done
         # The step after the last of each recorded stretch.
-        ends = np.append(deltas.step.values[1:], min(steps, self.episodes_done * M))
-        moved = deltas.cumsum("step").astype("float64")
-        at = np.flatnonzero(ends % M == 0) if len(deltas.step) else np.empty(0, dtype=int)
-        moved = (
-            moved.isel(step=at)
-            .rename(step="episodes_done")
-            .drop_vars("episodes_done", errors="ignore")
-        )
-        moved = moved.assign_coords(episodes_done=ends[at] // M)
-        start = xr.zeros_like(deltas.isel(step=0, drop=True)).astype("float64")
-        start = start.expand_dims(episodes_done=[0])
-        return xr.concat([start, moved], dim="episodes_done").assign_attrs(deltas.attrs)
+        ends = np.append(deltas.step.values[1:], done * M)[: deltas.sizes["step"]]
+        at = np.zeros(deltas.shape[1:])
+        rows, times = [at], [0]
+        for start in range(0, len(ends), M * self.config.documents.count):
+            these = slice(start, start + M * self.config.documents.count)
+            moved = at + deltas[these].values.cumsum(axis=0, dtype="float64")
+            whole = ends[these] % M == 0
+            rows += list(moved[whole])
+            times += (ends[these][whole] // M).tolist()
+            at = moved[-1]
+        coords = {"episodes_done": times, "module": deltas.module}
+        dims = ("episodes_done", "module", "sketch")
+        return xr.DataArray(np.stack(rows), coords, dims, attrs=deltas.attrs)
 
     def weights_at(self, episodes_done: int) -> dict[str, NDArray[Any]]:
         """Hugging Face name -> weight, from the checkpoint after that many episodes; no torch.
 
-        Raises `InputError` when there is none, naming those there are.
+        Raises `Missing` when there is none, naming those there are.
         """
         from safetensors.numpy import load_file
 
@@ -164,7 +170,7 @@ class Run:
     def model_at(self, episodes_done: int) -> Model:
         """The model with the weights after that many episodes, bridged and on its device.
 
-        Raises `InputError` when there is no such checkpoint.
+        Raises `Missing` when there is no such checkpoint.
         """
         from recovery_probe import models
 
@@ -174,7 +180,7 @@ class Run:
     def _checkpoint(self, episodes_done: int) -> Path:
         known = checkpoints(self.path)
         if episodes_done not in known:
-            raise InputError(
+            raise Missing(
                 f"{self.path}: no checkpoint after {episodes_done} episodes; there are some after "
                 f"{', '.join(map(str, known)) or 'none'}"
             )

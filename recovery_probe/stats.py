@@ -7,9 +7,11 @@ of NaN is one that has not been reached. `schedule` is (episodes,): the document
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
+import scipy.stats
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -136,3 +138,132 @@ def bootstrap_interval(
         tails = [(1 - level) / 2, (1 + level) / 2]
         bounds[:, usable] = np.nanquantile(drawn[:, usable], tails, axis=0)
     return bounds[0], bounds[1]
+
+
+def sd_of_counted(values: Floats) -> Floats:
+    """Standard deviation over the first axis without NaN; NaN for fewer than two."""
+    counted = np.isfinite(values).sum(axis=0)
+    square = mean_of_counted((values - mean_of_counted(values, axis=0)) ** 2, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(counted > 1, np.sqrt(square * counted / (counted - 1)), np.nan)
+
+
+def t_interval(values: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+    """Bounds of the mean over the first axis, of independent units (runs), leaving NaN out:
+    mean ± t · sd / √n. NaN for fewer than two."""
+    counted = np.isfinite(values).sum(axis=0)
+    mean, sd = mean_of_counted(values, axis=0), sd_of_counted(values)
+    t = scipy.stats.t.ppf((1 + level) / 2, np.maximum(counted - 1, 1))
+    half = t * sd / np.sqrt(np.maximum(counted, 1))
+    return mean - half, mean + half
+
+
+def fisher(p: Floats) -> Floats:
+    """P-values of independent runs (the first axis), combined; NaN where any is missing."""
+    return scipy.stats.combine_pvalues(p, method="fisher", axis=0).pvalue
+
+
+def permutation_p(observed: Floats | float, null: Floats) -> Floats:
+    """Share of (permutations, …) null values at least as large as the observed (…) ones, which
+    count as one of them (Phipson and Smyth 2010); NaN where the observed value is."""
+    slack = 1e-9 * np.abs(observed)  # a permutation that changes nothing ties, rounded or not
+    as_large = (null >= observed - slack).sum(axis=0)
+    p = (1 + as_large) / (1 + len(null))
+    return np.where(np.isfinite(observed), p, np.nan)
+
+
+def circular_correlation(theta: Floats, phi: Floats) -> Floats:
+    """Correlation of two angles (radians) over the last axis, -1 … 1 (Fisher and Lee 1983):
+
+        Σ sin(θᵢ-θⱼ) sin(φᵢ-φⱼ) / √(Σ sin²(θᵢ-θⱼ) Σ sin²(φᵢ-φⱼ)), over pairs i < j.
+
+    1 when one turns with the other, -1 when it turns against it, near 0 when neither.
+    """
+
+    def pairs(a: Floats, b: Floats) -> Floats:
+        # Σ over all i, j of sin(aᵢ-aⱼ) sin(bᵢ-bⱼ), from 2 sin x sin y = cos(x-y) - cos(x+y)
+        both, apart = np.exp(1j * (a + b)).sum(-1), np.exp(1j * (a - b)).sum(-1)
+        return (np.abs(apart) ** 2 - np.abs(both) ** 2) / 2
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return pairs(theta, phi) / np.sqrt(pairs(theta, theta) * pairs(phi, phi))
+
+
+def episode_residuals(documents: int, epochs: int) -> tuple[Floats, Ints]:
+    """The linear map from the updates of all episodes (E·T, …) to weight residuals (rows, …), and
+    the episodes done at each row.
+
+    w_res(t) = w(t) - mean of w over the window of length T centred on t (paper, figure 8c). For
+    an even T the window's two ends count half, so that it holds one cycle exactly: what has the
+    cycle's period stays whole and a straight drift goes.
+    """
+    total, half = epochs * documents, documents // 2
+    window = np.full(2 * half + 1, 1.0 / documents)
+    if documents % 2 == 0:
+        window[[0, -1]] /= 2
+    position = np.tri(total + 1, total, -1)  # w(t) is the sum of the updates before it
+    rows = np.arange(half, total + 1 - half)
+    mean = np.zeros((len(rows), total + 1))
+    for i, row in enumerate(rows):
+        mean[i, row - half : row + half + 1] = window
+    return position[rows] - mean @ position, rows
+
+
+def epoch_loops(documents: int, epochs: int) -> Floats:
+    """The linear map from the updates of all episodes (E·T, …) to loops (E·T, …): the weights
+    after each episode, less the straight line from the first to the last of its epoch, less the
+    epoch's mean. Nothing of an epoch's loop is shared with another's, and its ends meet, so that a
+    loop turned about itself (`rotations`) is as smooth as it was."""
+    position = np.tri(epochs * documents)
+    share = np.linspace(0, 1, documents)[:, None]
+    line = np.zeros((documents, documents))
+    line[:, :1], line[:, -1:] = 1 - share, line[:, -1:] + share
+    centre = np.eye(documents) - 1 / documents
+    return np.kron(np.eye(epochs), centre @ (np.eye(documents) - line)) @ position
+
+
+def rotations(documents: int, epochs: int, count: int, rng: np.random.Generator) -> Ints:
+    """(count, E·T): orders of the episodes in which each epoch is turned by an amount of its own.
+
+    What repeats from epoch to epoch falls out of step; what an epoch is like within itself stays,
+    above all how smoothly one episode follows another. A free permutation would destroy the
+    smoothness that any trajectory has, and call a random walk cyclic.
+    """
+    shift = rng.integers(documents, size=(count, epochs, 1))
+    within = (np.arange(documents) + shift) % documents
+    return (within + documents * np.arange(epochs)[:, None]).reshape(count, -1)
+
+
+def cosines(gram: Floats) -> Floats:
+    """Of a (…, n, n) matrix of inner products; NaN for a vector of no length."""
+    norm = np.sqrt(np.einsum("...ii->...i", gram))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return gram / (norm[..., :, None] * norm[..., None, :])
+
+
+def slope_with_p(values: Floats, limit: int = 5040) -> tuple[float, float]:
+    """Slope of values (n,) against their index, and its two-sided p-value over all orders of them
+    (over `limit` random ones when there are more)."""
+    n = len(values)
+    if n < 3 or not np.isfinite(values).all():
+        return np.nan, np.nan
+    index = np.arange(n) - (n - 1) / 2
+    slope = float(index @ values / (index @ index))
+    if math.factorial(n) <= limit:
+        orders = np.array(list(itertools.permutations(values)))
+        null = np.abs(orders @ index) / (index @ index)
+        return slope, float((null >= abs(slope) * (1 - 1e-9)).mean())
+    rng = np.random.default_rng(0)
+    orders = rng.permuted(np.broadcast_to(values, (limit, n)), axis=1)
+    null = np.abs(orders @ index) / (index @ index)
+    return slope, float(permutation_p(abs(slope), null))
+
+
+def sign_flip_p(values: Floats, limit: int = 12) -> float:
+    """Two-sided p-value of the sum of independent values (n,) that are as likely to be negative:
+    over all their signs (over 4096 random ones for more than `limit`)."""
+    if len(values) <= limit:
+        signs = np.array(list(itertools.product([1, -1], repeat=len(values))))
+        return float((np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-9)).mean())
+    signs = np.random.default_rng(0).choice([1, -1], size=(4096, len(values)))
+    return float(permutation_p(abs(values.sum()), np.abs(signs @ values)))

@@ -80,7 +80,11 @@ def test_recovery_by_hand(forgetful: rp.Run) -> None:
         for c in (averaged[1 : T + 1], averaged[T + 1 : 2 * T + 1])
     ]
     np.testing.assert_allclose(score.sel(reading="curve"), curve)
-    assert ((numbers.low <= numbers.score) & (numbers.score <= numbers.high)).isel(run=0).all()
+    assert (
+        ((numbers.score_low <= numbers.score) & (numbers.score <= numbers.score_high))
+        .isel(run=0)
+        .all()
+    )
 
 
 def test_curve_reading_of_a_shuffled_run_is_refused_in_words(pair: rp.Run) -> None:
@@ -120,7 +124,7 @@ def test_no_difference_is_said_to_be_none(pair: rp.Run, tmp_path: Path) -> None:
     """A run held against itself: the difference is 0, and the verdict claims nothing."""
     twin = planted(pair, tmp_path / "twin", pair.losses.values)
     found = recovery.summary(recovery.compute(pair, controls=[twin]))
-    assert found["run_minus_control"]["twin"]["difference_by_epoch"] == [0.0, 0.0]
+    assert found["run_minus_control"]["cyclic (twin)"]["difference_by_epoch"] == [0.0, 0.0]
     assert "no difference from the control can be told" in found["verdict"]
 
 

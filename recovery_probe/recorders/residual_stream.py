@@ -25,7 +25,8 @@ class ResidualStream(Recorder):
     """`residual` (step, layer, …): before block 0 (layer 0) and after each block, reduced over the
     real positions as `residual_stream.reduce` says. `final` (episodes_done, position, width): the
     focal document's stream after the last block, before the final norm and the unembedding, at
-    all positions, NaN past its length."""
+    all positions, NaN past its length; `focal` (episodes_done, layer, position, width): the same
+    at every layer, when `residual_stream.focal_layers` is `all`."""
 
     name = "residual_stream"
 
@@ -37,6 +38,8 @@ class ResidualStream(Recorder):
                 f"{run.settings.documents.count - 1}"
             )
         self.focal, self.reduce = wanted.focal, wanted.reduce
+        self.all_layers = wanted.focal_layers == "all"
+        self.evaluated: list[Tensor] = []
         self.length = int(run.lengths[wanted.focal])
         blocks, width = len(bridge.blocks), bridge.cfg.d_model
         self.layers = blocks + 1
@@ -45,6 +48,13 @@ class ResidualStream(Recorder):
         points = ["blocks.0.hook_resid_pre"]
         points += [f"blocks.{i}.hook_resid_post" for i in range(blocks)]
         self.layer = {point: i for i, point in enumerate(points)}
+        everywhere = Array(
+            EPISODE,
+            ("layer", "position", "width"),
+            (self.layers, positions, width),
+            f"residual stream of document {wanted.focal} at every layer",
+            dtype="float16",
+        )
         return Layout(
             arrays={
                 "residual": Array(
@@ -62,12 +72,16 @@ class ResidualStream(Recorder):
                     f"residual stream of document {wanted.focal} after the last block",
                     dtype="float16",
                 ),
+                **({"focal": everywhere} if self.all_layers else {}),
             },
             coords={"hook_point": ("layer", points)},
             every={STEP: wanted.every},
             hooks=(
                 *(Hook(point, self.training) for point in points),
-                Hook(points[-1], self.evaluation, during="evaluation"),
+                *(
+                    Hook(point, self.evaluation, during="evaluation")
+                    for point in (points if self.all_layers else points[-1:])
+                ),
             ),
         )
 
@@ -89,7 +103,15 @@ class ResidualStream(Recorder):
         if self.focal not in moment:
             return None
         real = tensor.detach()[moment.index(self.focal), : self.length].half()
-        return {"final": pad(real, tensor.shape[1])}
+        real = pad(real, tensor.shape[1])
+        layer = self.layer[str(getattr(hook, "name", ""))]
+        if not self.all_layers:
+            return {"final": real}
+        self.evaluated = [] if layer == 0 else self.evaluated
+        self.evaluated.append(real)
+        if layer < self.layers - 1:
+            return None
+        return {"final": real, "focal": torch.stack(self.evaluated)}
 
 
 def pad(real: Tensor, positions: int) -> Tensor:

@@ -1,0 +1,220 @@
+"""Principal components of the weights' trajectory, and how much of it is a cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from analyses.weight_residuals import updates
+from recovery_probe import plots, stats
+from recovery_probe.analysis import Analysis, estimates, labels, module_groups, with_p
+from recovery_probe.config import generator
+from recovery_probe.errors import Missing
+from recovery_probe.run import Run
+
+
+def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) -> xr.Dataset:
+    """The trajectory after each episode, from recorded sketches: of all weights, of kinds of
+    modules (the paper's figure 9 shows the unembedding) and of each block.
+
+    component (run, group, episodes_done, axis): coordinates on the first three principal
+    components, drift and all; variance_share (run, group, axis): theirs; document (run,
+    episodes_done): trained on last. And numbers, all (run, group):
+
+    - of loops (`stats.epoch_loops`: each epoch without its straight drift): period_share, the share
+      of their variance at the cycle's period; cycle_share, at the period and all its harmonics,
+      that is, in the mean over epochs at each position of the cycle (1/E is expected of epochs
+      that have nothing in common); order, |circular correlation| between the angle in their
+      leading plane and the position in the cycle (Fisher and Lee 1983). Their `_p` is one-sided,
+      of turning each epoch about itself by a random amount, `permutations` times.
+    - of weight residuals (`stats.episode_residuals`), in their leading plane: turns per epoch, with
+      turns_p, two-sided, of turning each cycle either way; tightening, the slope by cycle of the
+      log of the mean radius, negative when the helix tightens, with tightening_p, two-sided, over
+      all orders of the cycles; radius (run, group, cycle).
+
+    Raises `Missing` without `weight_deltas` of every episode, or before three epochs are done.
+    """
+    runs = [run, *controls]
+    dataset = xr.concat([_one(r, permutations) for r in runs], dim="run")
+    dataset = dataset.assign_coords(run=labels(runs))
+    T, cycles = run.config.documents.count, dataset.sizes["cycle"]
+    dataset.attrs |= {
+        "T": T,
+        "unit": "one run",
+        "p": f"shares, order: {permutations} rotations, at least {1 / (1 + permutations):.2g}; "
+        f"turns: all directions of the cycles, at least {2.0 ** (1 - cycles):.2g}; tightening: all "
+        "orders of the cycles",
+    }
+    return dataset
+
+
+def _one(run: Run, permutations: int) -> xr.Dataset:
+    T = run.config.documents.count
+    moved, epochs = updates(run)
+    if epochs < 3:
+        raise Missing(f"{run.path}: {epochs} epochs are done; this needs three")
+    groups = module_groups(moved.module, blocks=True)
+    position = np.tri(len(moved) + 1, len(moved), -1)
+    parts: dict[str, list[Any]] = {}
+    for which in groups.values():
+        flat = moved.values[:, which].reshape(len(moved), -1)
+        gram = flat @ flat.T
+        axes, share = components(position @ gram @ position.T)
+        rng = generator(run.config.seed, "rotations")
+        numbers = coherence(gram, T, epochs, permutations, rng) | geometry(gram, T, epochs)
+        for name, value in {**numbers, "component": axes, "variance_share": share}.items():
+            parts.setdefault(name, []).append(value)
+    dims = {
+        "component": ("group", "episodes_done", "axis"),
+        "variance_share": ("group", "axis"),
+        "radius": ("group", "cycle"),
+    }
+    arrays = {name: (dims.get(name, ("group",)), np.stack(v)) for name, v in parts.items()}
+    return xr.Dataset(
+        {**arrays, "document": ("episodes_done", np.append(-1, run.schedule.values[: len(moved)]))},
+        coords={
+            "group": list(groups),
+            "episodes_done": np.arange(len(moved) + 1),
+            "axis": [1, 2, 3],
+            "cycle": np.arange(1, epochs),
+        },
+    )
+
+
+def components(gram: stats.Floats, count: int = 3) -> tuple[stats.Floats, stats.Floats]:
+    """Coordinates (n, count) on the principal components of n points, and the share of their
+    variance (count,), from their (n, n) inner products."""
+    centred = gram - gram.mean(axis=0)
+    centred -= centred.mean(axis=1, keepdims=True)
+    values, vectors = np.linalg.eigh(centred)
+    values, vectors = values[::-1][:count].clip(0), vectors[:, ::-1][:, :count]
+    return vectors * np.sqrt(values), values / max(np.trace(centred), 1e-300)
+
+
+def coherence(
+    gram: stats.Floats, T: int, epochs: int, permutations: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Shares and order, as `compute` describes them, with their p-values, from the inner products
+    (E·T, E·T) of the episodes' updates."""
+    loop = stats.epoch_loops(T, epochs)
+    gram = loop @ gram @ loop.T
+    angle = 2 * np.pi * np.arange(epochs * T) / T
+    wave = np.exp(1j * angle) * np.sqrt(2 / (epochs * T))
+    plane, _ = components(gram, 2)
+    turn = np.arctan2(plane[:, 1], plane[:, 0])
+
+    def statistics(order: stats.Ints) -> tuple[float, float, float]:
+        turned = gram[np.ix_(order, order)]
+        period = (wave.conj() @ turned @ wave).real
+        cycle = np.einsum("epfp->", turned.reshape(epochs, T, epochs, T)) / epochs
+        ordered = abs(stats.circular_correlation(turn[order], angle))
+        return period / np.trace(gram), cycle / np.trace(gram), float(ordered)
+
+    found = np.array(statistics(np.arange(len(gram))))
+    null = [statistics(order) for order in stats.rotations(T, epochs, permutations, rng)]
+    names = ("period_share", "cycle_share", "order")
+    p = stats.permutation_p(found, np.array(null))
+    return dict(zip(names, found, strict=True)) | {f"{n}_p": p[i] for i, n in enumerate(names)}
+
+
+def geometry(gram: stats.Floats, T: int, epochs: int) -> dict[str, Any]:
+    """Turns, radius and tightening, as `compute` describes them."""
+    cycles = epochs - 1
+    residual = stats.episode_residuals(T, epochs)[0][: cycles * T]
+    plane, _ = components(residual @ gram @ residual.T, 2)
+    turn = np.arctan2(plane[:, 1], plane[:, 0])
+    between = (np.diff(turn) + np.pi) % (2 * np.pi) - np.pi
+    turns = between.sum() / (2 * np.pi) * T / len(between)
+    within = np.append(between, 0.0).reshape(cycles, T)[:, :-1].sum(axis=1)
+    radius = np.hypot(*plane.T).reshape(cycles, T).mean(axis=1)
+    tightening, tightening_p = stats.slope_with_p(np.log(radius))
+    return {
+        "turns": abs(turns),
+        "turns_p": stats.sign_flip_p(within),
+        "radius": radius,
+        "tightening": tightening,
+        "tightening_p": tightening_p,
+    }
+
+
+@plots.styled
+def plot(dataset: xr.Dataset) -> Figure:
+    """Trajectories on their three components, and the numbers by group."""
+    shown = [g for g in ("unembedding", "total") if g in dataset.group.values]
+    shown = shown if len(shown) == 2 else ["attention", "total"]
+    T, runs = dataset.attrs["T"], list(range(min(2, dataset.sizes["run"])))
+    fig, panels = plots.mosaic(
+        [[f"{r} {g}" for g in shown] for r in runs] + [["share", "order"]],
+        height=2.9,
+        per_subplot_kw={f"{r} {g}": {"projection": "3d"} for r in runs for g in shown},
+    )
+    epochs = dataset.episodes_done.values[-1] // T
+    colours = plots.by_epoch(epochs)
+    for r, group in ((r, g) for r in runs for g in shown):
+        axes, part = panels[f"{r} {group}"], dataset.isel(run=r).sel(group=group)
+        x, y, z = part.component.values.T
+        for e in range(epochs):
+            these = slice(e * T, (e + 1) * T + 1)
+            axes.plot(x[these], y[these], z[these], "-o", color=colours[e], markersize=1.5)
+        for document in range(0, T, max(1, T // 4)):
+            for i in np.flatnonzero(part.document.values == document):
+                axes.text(x[i], y[i], z[i], str(document), fontsize=5)
+        share = ", ".join(f"{v:.0%}" for v in part.variance_share.values)
+        axes.set_title(f"{dataset.run.values[r]}, {group}\ncomponents hold {share}")
+        axes.set(xlabel="1", ylabel="2", zlabel="3")
+        axes.tick_params(labelsize=5, pad=-2)
+    position = np.arange(dataset.sizes["group"])
+    for name, label in (
+        ("cycle_share", "share of variance in the cycle"),
+        ("order", "order: |circular correlation|"),
+    ):
+        axes = panels["share" if name == "cycle_share" else "order"]
+        for r, run in enumerate(dataset.run.values):
+            part = dataset.isel(run=r)
+            clear = part[name + "_p"].values < 0.05
+            axes.plot(part[name], position, "o", color=plots.colour(r), mfc="none", label=run)
+            axes.plot(part[name].values[clear], position[clear], "o", color=plots.colour(r))
+        axes.set(xlabel=label, xlim=(0, 1.02), yticks=position, yticklabels=dataset.group.values)
+        axes.invert_yaxis()
+    panels["share"].legend(title="filled: p < .05", title_fontsize=7)
+    return fig
+
+
+def summary(dataset: xr.Dataset) -> dict[str, Any]:
+    """Every number by run and group, and the verdict."""
+    told = []
+    for r, name in enumerate(dataset.run.values):
+        part = {
+            k: float(dataset[k].isel(run=r).sel(group="total"))
+            for k in map(str, dataset.data_vars)
+            if dataset[k].dims == ("run", "group")
+        }
+        told.append(
+            f"{name}: {part['cycle_share']:.0%} of the variance in epochs repeats with the cycle "
+            f"({with_p(part['cycle_share_p'])}), angle and position correlate by "
+            f"{part['order']:.2f} ({with_p(part['order_p'])}), {part['turns']:.2f} turns per epoch "
+            f"({with_p(part['turns_p'])} for one direction), the log radius changes by "
+            f"{part['tightening']:+.2f} an epoch ({with_p(part['tightening_p'])})"
+        )
+    return {"estimates": estimates(dataset), "verdict": "All weights. " + ". ".join(told) + "."}
+
+
+ANALYSIS = Analysis(
+    name="weight_cyclicity",
+    question="Do the weights go round once an epoch, in the order of the documents?",
+    null="Any drift, smooth or rough, whose epochs have nothing to do with one another: turning "
+    "each epoch about itself by a random amount gives as much variance at the cycle's period and "
+    "as good an order; cycles turn either way, with radii in any order.",
+    blind_spot="The same updates in the same order make a closed loop, whether or not anything "
+    "recovers; the shuffled control shows what the documents alone do. Principal components of "
+    "any smooth trajectory look like smooth curves: the picture proves nothing. A radius that "
+    "falls may be smaller updates late in training. Sketches keep the geometry within the error "
+    "in provenance.json; a p-value is right for what is sketched, whatever that error.",
+    compute=compute,
+    plot=plot,
+    summary=summary,
+)
