@@ -175,7 +175,7 @@ def plot(dataset: xr.Dataset) -> Figure:
         panels["alike"].plot(part.epoch, within, "o-", color=plots.colour(r), label=part.run.item())
     fig.colorbar(image, ax=[panels[r] for r in runs], label="cosine of activations")
     first = dataset.isel(run=0)
-    for e, epoch in enumerate(first.epoch.values):
+    for e, epoch in enumerate(first.epoch.values[1:], start=1):
         panels["cka"].plot(
             first.layer,
             first.to_first[e],

@@ -160,13 +160,15 @@ def plot(dataset: xr.Dataset) -> Figure:
         for e in range(epochs):
             these = slice(e * T, (e + 1) * T + 1)
             axes.plot(x[these], y[these], z[these], "-o", color=colours[e], markersize=1.5)
-        for document in range(0, T, max(1, T // 4)):
+        for document in (0, T // 2):
             for i in np.flatnonzero(part.document.values == document):
                 axes.text(x[i], y[i], z[i], str(document), fontsize=5)
         share = ", ".join(f"{v:.0%}" for v in part.variance_share.values)
         axes.set_title(f"{dataset.run.values[r]}, {group}\ncomponents hold {share}")
-        axes.set(xlabel="1", ylabel="2", zlabel="3")
-        axes.tick_params(labelsize=5, pad=-2)
+        for k, axis in enumerate("xyz", start=1):
+            getattr(axes, f"set_{axis}label")(f"component {k}", labelpad=-8, fontsize=6)
+        axes.tick_params(labelsize=5, pad=-3)
+        axes.set_box_aspect(None, zoom=0.9)
     position = np.arange(dataset.sizes["group"])
     for name, label in (
         ("cycle_share", "share of variance in the cycle"),

@@ -267,3 +267,31 @@ def sign_flip_p(values: Floats, limit: int = 12) -> float:
         return float((np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-9)).mean())
     signs = np.random.default_rng(0).choice([1, -1], size=(4096, len(values)))
     return float(permutation_p(abs(values.sum()), np.abs(signs @ values)))
+
+
+def mantel(
+    a: Floats, b: Floats, rng: np.random.Generator, permutations: int = 999
+) -> tuple[float, float]:
+    """Correlation between two (n, n) maps off their diagonals, and its two-sided p-value over
+    random orders of the items of one of them (Mantel 1967). Pairs without a value are left out."""
+    n = len(a)
+    counted = ~np.eye(n, dtype=bool) & np.isfinite(a) & np.isfinite(b)
+    if counted.sum() < 3:
+        return np.nan, np.nan
+    counted &= counted.T  # so that an order moves whole pairs
+    orders = np.stack([np.arange(n), *(rng.permutation(n) for _ in range(permutations))])
+    moved = a[orders[:, :, None], orders[:, None, :]]
+    kept = counted & counted[orders[:, :, None], orders[:, None, :]]
+    count = kept.sum(axis=(1, 2))
+
+    def product(x: Floats, y: Floats) -> Floats:
+        return np.where(kept, x * y, 0.0).sum(axis=(1, 2)) / count
+
+    one = np.ones(())
+    mean_a, mean_b = product(moved, one), product(b, one)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = (product(moved, b) - mean_a * mean_b) / np.sqrt(
+            (product(moved, moved) - mean_a**2) * (product(b, b) - mean_b**2)
+        )
+    r = np.where(np.isfinite(r), r, np.nan)
+    return float(r[0]), float(permutation_p(abs(r[0]), np.abs(r[1:])))

@@ -1,0 +1,316 @@
+"""The mechanism analyses: planted structure is found, chance is called chance."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+import zarr
+from conftest import tiny
+
+import recovery_probe as rp
+from analyses import activation_similarity, order_vs_drift, step_sizes, weight_residuals
+from analyses.weight_cyclicity import coherence, components, geometry
+from analyses.weight_residuals import stripe
+from recovery_probe import stats
+from recovery_probe.analysis import across, module_groups
+
+T, EPOCHS, WIDTH = 10, 8, 30
+
+
+def updates_of(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """(E·T, d) updates without anything that epochs share."""
+    if kind == "random walk":
+        return rng.normal(size=(EPOCHS * T, WIDTH))
+    if kind == "white noise":
+        return np.diff(rng.normal(size=(EPOCHS * T + 1, WIDTH)), axis=0)
+    own = rng.normal(size=(T, WIDTH))  # each document's update, in a new order every epoch
+    shrink = 0.9 ** np.arange(EPOCHS)
+    orders = [shrink[e] * own[rng.permutation(T)] for e in range(EPOCHS)]
+    return np.concatenate(orders) + 0.3 * rng.normal(size=(EPOCHS * T, WIDTH))
+
+
+def helix(rng: np.random.Generator, turns: int = 1, noise: float = 0.05) -> np.ndarray:
+    """(E·T, d) updates of a helix that tightens, in random directions, with noise."""
+    t = np.arange(EPOCHS * T + 1)
+    radius = 0.85 ** (t / T)
+    angle = 2 * np.pi * turns * t / T
+    path = np.stack([radius * np.cos(angle), radius * np.sin(angle), 0.05 * t], axis=1)
+    path = path @ rng.normal(size=(3, WIDTH)) + noise * rng.normal(size=(len(t), WIDTH))
+    return np.diff(path, axis=0)
+
+
+@pytest.mark.parametrize("kind", ["random walk", "white noise", "shuffled"])
+def test_chance_gives_uniform_p_values(kind: str) -> None:
+    residual, _ = stats.episode_residuals(T, EPOCHS)
+    p = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        moved = updates_of(kind, rng)
+        gram = moved @ moved.T
+        found = coherence(gram, T, EPOCHS, 99, rng)
+        null = [
+            stripe(stats.cosines(residual @ gram[np.ix_(o, o)] @ residual.T), T)
+            for o in stats.rotations(T, EPOCHS, 99, rng)
+        ]
+        observed = stripe(stats.cosines(residual @ gram @ residual.T), T)
+        p.append(
+            [found[f"{name}_p"] for name in ("period_share", "cycle_share", "order")]
+            + [float(stats.permutation_p(observed, np.array(null)))]
+            + [geometry(gram, T, EPOCHS)["turns_p"]]
+        )
+    rates = (np.array(p) <= 0.05).mean(axis=0)
+    assert ((rates >= 0.02) & (rates <= 0.08)).all(), rates
+
+
+def test_a_planted_helix_is_found() -> None:
+    rng = np.random.default_rng(0)
+    moved = helix(rng)
+    gram = moved @ moved.T
+    found = coherence(gram, T, EPOCHS, 199, rng) | geometry(gram, T, EPOCHS)
+    assert found["period_share"] > 0.8
+    assert found["order"] > 0.95
+    assert found["turns"] == pytest.approx(1, abs=0.02)
+    assert found["tightening"] == pytest.approx(np.log(0.85), abs=0.03)
+    assert all(found[f"{n}_p"] < 0.01 for n in ("period_share", "cycle_share", "order"))
+    assert found["tightening_p"] < 0.01
+    assert found["turns_p"] == 2.0 ** (1 - (EPOCHS - 1))  # the least that seven cycles can give
+    # Twice round an epoch is another period, and not the documents' order along one turn.
+    twice = helix(rng, turns=2)
+    other = coherence(twice @ twice.T, T, EPOCHS, 199, rng)
+    assert other["period_share"] < 0.1 < 0.8 < other["cycle_share"]
+    assert geometry(twice @ twice.T, T, EPOCHS)["turns"] == pytest.approx(2, abs=0.05)
+
+
+def test_components_are_those_of_the_singular_value_decomposition() -> None:
+    points = np.random.default_rng(0).normal(size=(40, 7)) * np.arange(7)
+    found, share = components(points @ points.T)
+    centred = points - points.mean(axis=0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(found), np.abs(u[:, :3] * s[:3]), atol=1e-8)
+    np.testing.assert_allclose(share, s[:3] ** 2 / (s**2).sum())
+
+
+@pytest.mark.parametrize("documents", [4, 5])
+def test_residuals_by_their_definition(documents: int) -> None:
+    epochs, half = 3, documents // 2
+    moved = np.random.default_rng(1).normal(size=(epochs * documents, 6))
+    weights = np.vstack([np.zeros(6), moved.cumsum(axis=0)])
+    found, rows = stats.episode_residuals(documents, epochs)
+    for row, residual in zip(rows, found @ moved, strict=True):
+        window = weights[row - half : row + half + 1]
+        mean = np.trapezoid(window, axis=0) / documents if documents % 2 == 0 else window.mean(0)
+        np.testing.assert_allclose(residual, weights[row] - mean, atol=1e-12)
+    assert rows[0] == half
+    assert rows[-1] == epochs * documents - half
+
+
+def test_circular_correlation_by_pairs() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(0, 7, size=(2, 9))
+    pairs = list(itertools.combinations(range(9), 2))
+    top = sum(np.sin(a[i] - a[j]) * np.sin(b[i] - b[j]) for i, j in pairs)
+    bottom = [sum(np.sin(x[i] - x[j]) ** 2 for i, j in pairs) for x in (a, b)]
+    expected = top / np.sqrt(bottom[0] * bottom[1])
+    assert stats.circular_correlation(a, b) == pytest.approx(expected)
+    assert stats.circular_correlation(a, a + 1) == pytest.approx(1)
+    assert stats.circular_correlation(a, -a) == pytest.approx(-1)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
+    """A tiny run with a checkpoint after every episode, and wide sketches."""
+    out = tmp_path_factory.mktemp("dense") / "run"
+    settings = tiny(
+        checkpoints={"every": "episode"},
+        sketch=1021,
+        residual_stream={"focal": 1, "focal_layers": "all"},
+    )
+    return rp.fit(settings, out)
+
+
+def test_weight_residuals_are_those_of_the_full_weights(dense: rp.Run) -> None:
+    from recovery_probe.models import Model
+
+    def whole(episodes_done: int) -> np.ndarray:
+        model: Model = dense.model_at(episodes_done)
+        return np.concatenate([p.detach().numpy().ravel() for p in model.parameters.values()])
+
+    weights = np.stack([whole(t) for t in range(16)]).astype("float64")
+    residual, _ = stats.episode_residuals(5, 3)
+    exact = stats.cosines((r := residual @ np.diff(weights, axis=0)) @ r.T)
+    found = weight_residuals.compute(dense, permutations=9).sel(group="total").cosine.values[0]
+    error = dense.provenance["sketch_error"]["expected_at_most"]
+    assert np.abs(found - exact).max() < 3 * error
+    assert np.abs(found - exact).max() > 0
+
+
+def test_activations_are_those_of_every_pair_of_episodes(dense: rp.Run) -> None:
+    streams = dense.residual_stream.focal.values.astype("float64")  # (16, layer, position, width)
+    for layer, chosen in ((None, -1), (1, 1)):
+        found = activation_similarity.compute(dense, layer=layer, permutations=9)
+        for i, j in ((0, 3), (7, 12)):
+            a, b = streams[i, chosen].ravel(), streams[j, chosen].ravel()
+            expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            assert found.cosine.values[0, i, j] == pytest.approx(expected, abs=1e-4)
+        block = found.cosine.values[0, 6:11, 11:16]
+        assert found.alike.sel(epoch=2, other_epoch=3).item() == pytest.approx(block.mean())
+    np.testing.assert_array_equal(dense.residual_stream.final, dense.residual_stream.focal[:, -1])
+    with pytest.raises(rp.InputError, match="layers are 0 to 2"):
+        activation_similarity.compute(dense, layer=3)
+
+
+def test_cka_by_the_formula_of_unbiased_hsic() -> None:
+    rng = np.random.default_rng(0)
+    n = 8
+
+    def hsic(k: np.ndarray, m: np.ndarray) -> float:  # Song et al. 2012, equation 5
+        k, m = k * (1 - np.eye(n)), m * (1 - np.eye(n))
+        one = np.ones(n)
+        both = (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
+        return float((np.trace(k @ m) + both - 2 / (n - 2) * one @ k @ m @ one) / (n * (n - 3)))
+
+    x = rng.normal(size=(2, n, 20))
+    grams = x @ x.transpose(0, 2, 1)
+    found = activation_similarity.debiased_cka(activation_similarity.u_centred(grams))
+    expected = hsic(*grams) / np.sqrt(hsic(grams[0], grams[0]) * hsic(grams[1], grams[1]))
+    assert found[0, 1] == pytest.approx(expected)
+    many = rng.normal(size=(200, n, 20))
+    grams = many @ many.transpose(0, 2, 1)
+    cka = activation_similarity.debiased_cka(activation_similarity.u_centred(grams))
+    assert abs(cka[np.triu_indices(200, 1)].mean()) < 0.01, "0 for what has nothing in common"
+
+
+def test_a_staircase_is_told_from_a_slope() -> None:
+    rng = np.random.default_rng(0)
+    steps = np.repeat(-np.arange(6.0), 20) + 0.1 * rng.normal(size=120)
+    slope = -np.arange(120) / 20 + 0.1 * rng.normal(size=120)
+    none = np.empty(0, dtype=int)
+    value, p = step_sizes.staircase(steps, 20, none, 0)
+    assert value > 0.02
+    assert p == 1 / 20
+    value, p = step_sizes.staircase(slope, 20, none, 0)
+    assert value < 0
+    # The stairs begin at document 7's turn.
+    assert step_sizes.staircase(np.roll(steps, 7), 20, np.arange(7), 7)[1] == 1 / 20
+    assert step_sizes.staircase(steps, 20, none, 5)[1] > 0.2
+
+
+def test_step_sizes_by_hand(dense: rp.Run) -> None:
+    found = step_sizes.compute(dense).isel(run=0)
+    final = dense.residual_stream.final.values.astype("float64")
+    change = np.linalg.norm((final[8] - final[7]).ravel())
+    assert found.moved.sel(size="activation", episode=7).item() == pytest.approx(change, rel=1e-5)
+    norms = dense.weight_deltas.norm.values[21:24]  # (3 steps of episode 7, module)
+    path = np.sqrt((norms**2).sum(axis=1)).sum()
+    assert found.path.sel(group="total", episode=7).item() == pytest.approx(path, rel=1e-5)
+    weights = [dense.weights_at(t) for t in (7, 8)]
+    exact = np.sqrt(sum(((weights[1][n] - weights[0][n]) ** 2).sum() for n in weights[0]))
+    assert found.moved.sel(size="total", episode=7).item() == pytest.approx(exact, rel=0.1)
+
+
+def planted(run: rp.Run, path: Path, losses: np.ndarray) -> rp.Run:
+    """A copy of a run with other losses in it."""
+    shutil.copytree(run.path, path)
+    zarr.open_group(path / "record.zarr", mode="r+")["losses"][:] = losses
+    return rp.open_run(path)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
+    """Many documents, next to no training: its losses are to be planted over."""
+    out = tmp_path_factory.mktemp("wide") / "run"
+    settings = tiny(
+        documents={"count": 15, "held_out": 8}, epochs=4, steps=1, recorders=[], model={"depth": 1}
+    )
+    return rp.fit(settings, out)
+
+
+def test_drift_alone_is_not_recovery(wide: rp.Run, tmp_path: Path) -> None:
+    """All documents improve alike, each with noise: at most 8% of 200 draws say otherwise."""
+    wrong = 0
+    shape = wide.losses.shape
+    drift = 5 * 0.97 ** np.arange(shape[0])
+    fake = planted(wide, tmp_path / "run", np.zeros(shape))
+    for seed in range(200):
+        noise = np.random.default_rng(seed).normal(size=shape).cumsum(axis=0) * 0.05
+        fake.__dict__["losses"] = wide.losses.copy(data=drift[:, None] + noise)
+        found = order_vs_drift.compute(fake).sel(against="held-out")
+        wrong += not found.overall_low.item() <= 0 <= found.overall_high.item()
+    assert wrong <= 16, wrong
+
+
+def test_planted_recovery_is_told_from_drift(wide: rp.Run, tmp_path: Path) -> None:
+    losses = np.tile(np.linspace(5, 4, len(wide.losses))[:, None], wide.losses.shape[1])
+    expected = []
+    for d in range(15):
+        for visit in (d + 15, d + 30, d + 45):
+            losses[visit - 5 : visit + 1, d] -= np.linspace(0, 0.3 + 0.01 * d, 6)
+            expected.append(0.3 + 0.01 * d)
+    run = planted(wide, tmp_path / "run", losses)
+    dataset = order_vs_drift.compute(run)
+    found = dataset.sel(against="held-out")
+    assert found.overall.item() == pytest.approx(np.mean(expected), abs=1e-9)
+    assert found.overall_low.item() > 0.3
+    by_document = np.array([0.3 + 0.01 * d for d in range(15)])
+    assert found["size"].item() == pytest.approx(by_document.mean() / by_document.std(ddof=1))
+    assert (
+        "more than drift, as far as these documents tell"
+        in order_vs_drift.summary(dataset)["verdict"]
+    )
+
+
+def test_stretches_in_which_the_control_trains_are_left_out(pair: rp.Run) -> None:
+    dataset = order_vs_drift.compute(pair, controls=pair.controls)
+    order = pair.controls[0].schedule.values
+    left = 0
+    for epoch, d in itertools.product((1, 2), range(5)):
+        before = epoch * 5 + d
+        left += d in order[before - 5 // 3 : before]
+    assert dataset.left_out.values.tolist() == [0, left]
+    assert int(dataset.fall.isel(run=1).isnull().sum()) == left
+
+
+def test_seeds_become_mean_spread_and_interval() -> None:
+    values = np.random.default_rng(0).normal(size=(4, 3))
+
+    def one(row: np.ndarray, p: float) -> xr.Dataset:
+        return xr.Dataset(
+            {
+                "score": ("epoch", row),
+                "score_low": ("epoch", row - 9),
+                "score_high": ("epoch", row + 9),
+                "score_p": ("epoch", np.full(3, p)),
+                "curve": ("epoch", row**2),
+                "reason": ("epoch", np.array([0, 1, 2])),
+            },
+            attrs={"unit": "documents"},
+        )
+
+    ps = [0.1, 0.2, 0.3, 0.4]
+    found = across([one(row, p) for row, p in zip(values, ps, strict=True)])
+    low, high = scipy.stats.t.interval(
+        0.95, 3, loc=values.mean(axis=0), scale=scipy.stats.sem(values, axis=0)
+    )
+    np.testing.assert_allclose(found.score, values.mean(axis=0))
+    np.testing.assert_allclose(found.score_sd, values.std(axis=0, ddof=1))
+    np.testing.assert_allclose(found.score_low, low)
+    np.testing.assert_allclose(found.score_high, high)
+    np.testing.assert_allclose(found.score_each, values)
+    np.testing.assert_allclose(found.curve, (values**2).mean(axis=0))
+    np.testing.assert_allclose(found.score_p, scipy.stats.combine_pvalues(ps).pvalue)
+    assert found.reason.values.tolist() == [0, 1, 2]
+    assert found.attrs["unit"] == "4 seeds"
+
+
+def test_groups_hold_every_module_once(pair: rp.Run) -> None:
+    modules = pair.gradients.module
+    groups = module_groups(modules, blocks=True)
+    kinds = [groups[g] for g in ("embedding", "attention", "mlp", "norms", "unembedding")]
+    assert (np.sum(kinds, axis=0) == 1).all()
+    assert sum(groups[f"block {b}"].sum() for b in range(2)) == (modules["block"] >= 0).sum()
