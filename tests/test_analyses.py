@@ -51,10 +51,14 @@ def test_conforms(name: str, controls: int, pair: rp.Run) -> None:
     assert analysis.question.endswith("?")
     assert len(analysis.null) > 40
     assert len(analysis.blind_spot) > 40
+    options = {"from_checkpoint": True} if analysis.from_checkpoint else {}
     for run in (pair, pair.controls[0]):
-        dataset = analysis.compute(run, controls=pair.controls[:controls] if run is pair else ())
+        beside = pair.controls[:controls] if run is pair else ()
+        dataset = analysis.compute(run, controls=beside, **options)
         assert isinstance(dataset, xr.Dataset)
         assert dataset.sizes
+        assert not [d for d in dataset.dims if str(d).startswith("dim_")]
+        assert {"unit", "interval", "p"} & set(dataset.attrs), "says what its numbers are over"
         before = dataset.copy(deep=True)
         assert isinstance(analysis.plot(dataset), Figure)
         assert dataset.identical(before), "a plot changed its numbers"

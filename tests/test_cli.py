@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import recovery_probe as rp
+from recovery_probe import plugins
 from recovery_probe.cli import main
 
 SMALL = [
@@ -157,8 +158,9 @@ def test_the_readmes_command_end_to_end(tmp_path: Path) -> None:
     assert len(lines) == 6, "a plain line an epoch, and what will be recorded, and no more"
     for kind in ("cyclic", "shuffled"):
         folder = tmp_path / "out" / kind / "analyses"
-        names = {"recovery", "loss_curves", "online_loss"}
-        expected = {f"{n}.{e}" for n in names for e in ("zarr", "png", "svg")} | {"summary.json"}
+        kinds = ("zarr", "png", "svg", "pdf")
+        names = set(plugins.installed("analyses")) - {"toy_model", "pairwise_recovery"}
+        expected = {f"{n}.{e}" for n in names for e in kinds} | {"summary.json"}
         assert set(os.listdir(folder)) == expected
         assert (tmp_path / "out" / kind / "report.html").exists()
     summary = json.loads((tmp_path / "out/cyclic/analyses/summary.json").read_text())
@@ -197,3 +199,58 @@ def test_console_script_is_installed() -> None:
     assert script is not None
     done = subprocess.run([script, "analyze", "--list"], capture_output=True, text=True)
     assert "recovery " in done.stdout
+
+
+def test_several_seeds_make_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1, 2):
+        out = str(tmp_path / f"seed{seed}")
+        main(["train", "quickstart", *SMALL, "--seed", str(seed), "--out", out])
+    runs = [str(tmp_path / f"seed{seed}" / "cyclic") for seed in (0, 1, 2)]
+    with pytest.raises(SystemExit) as stop:
+        main(["analyze", *runs])
+    assert stop.value.code == 2
+    assert "3 runs, one report: say where it goes with --out DIR" in capsys.readouterr().err
+    together = tmp_path / "together"
+    main(["analyze", *runs, "--out", str(together), "--format", "html", "md"])
+    summary = json.loads((together / "analyses" / "summary.json").read_text())
+    assert len(summary["runs"]) == len(summary["controls"]) == 3
+    assert summary["analyses"]["order_vs_drift"]["unit"] == "3 seeds"
+    assert "The unit is 3 seeds" in summary["order_vs_drift"]["verdict"]
+    single = [rp.open_run(path) for path in runs]
+    scores = [plugins.find("analyses", "recovery", rp.Analysis).compute(r).score for r in single]
+    mean = sum(float(s.sel(reading="per_document").isel(run=0, epoch=1)) for s in scores) / 3
+    together_score = summary["recovery"]["per_document"]["score_by_epoch"][1]
+    assert together_score == pytest.approx(mean, abs=1e-5)
+    text = (together / "report.md").read_text()
+    assert "![Figure of weight_cyclicity" in text
+    assert (together / "analyses" / "weight_cyclicity.png").exists()
+    assert "pass --from-checkpoint" in text, "what was not done, and how to get it"
+
+
+def test_options_of_analyses(
+    pair: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["analyze", str(pair.path), "--analysis", "weight_residuals", "--out", str(tmp_path)]
+    main([*base, "--set", "weight_residuals.permutations=19"])
+    summary = json.loads((tmp_path / "analyses" / "summary.json").read_text())
+    assert "19 rotations" in summary["analyses"]["weight_residuals"]["p"]
+    capsys.readouterr()
+    for word, message in (
+        ("weight_residuals.permutation=9", "did you mean permutations"),
+        ("weight_residual.permutations=9", "not among weight_residuals"),
+        ("permutations=9", "expected NAME.OPTION=VALUE"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*base, "--set", word])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_toy_model_needs_no_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["analyze", "--toy", "--out", "toy", "--set", "toy_model.seeds=2"])
+    told = capsys.readouterr().out
+    assert "diverges" in told
+    assert {"toy_model.png", "toy_model.svg", "toy_model.json"} <= set(os.listdir("toy"))
+    with pytest.raises(SystemExit):
+        main(["analyze", "run", "--toy"])
+    assert "--toy is a simulation of its own" in capsys.readouterr().err

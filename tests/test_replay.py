@@ -1,0 +1,144 @@
+"""Analyses that run the model again, against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny
+
+import recovery_probe as rp
+from analyses import gradient_similarity, pairwise_recovery
+from recovery_probe import stats
+from recovery_probe.analysis import across, module_groups
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
+    """A tiny run with gradients of all documents recorded at the end of each epoch."""
+    settings = tiny(
+        recorders=["gradients", "document_gradients", "checkpoints"], model={"dtype": "float64"}
+    )
+    return rp.fit(settings, tmp_path_factory.mktemp("replay") / "run")
+
+
+def loss(model: object, tokens: torch.Tensor) -> torch.Tensor:
+    logits = model.bridge(tokens[None], use_cache=False)[0]  # type: ignore[attr-defined]
+    return F.cross_entropy(logits[:-1], tokens[1:])
+
+
+def separate_gradients(run: rp.Run, episodes_done: int) -> dict[str, torch.Tensor]:
+    """Module -> (documents, …): one autograd pass for each document."""
+    model = run.model_at(episodes_done)
+    model.train(False)
+    rows: dict[str, list[torch.Tensor]] = {}
+    for tokens in torch.tensor(run.record.tokens.values):
+        gradients = torch.autograd.grad(loss(model, tokens), list(model.parameters.values()))
+        of_module: dict[str, list[torch.Tensor]] = {}
+        for name, gradient in zip(model.parameters, gradients, strict=True):
+            of_module.setdefault(name.rpartition(".")[0], []).append(gradient.flatten())
+        for module, parts in of_module.items():
+            rows.setdefault(module, []).append(torch.cat(parts))
+    return {module: torch.stack(g) for module, g in rows.items()}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_cosines_are_those_of_separate_gradients(
+    run: rp.Run, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not recorded:
+        monkeypatch.setattr(rp.Run, "recorders", ["gradients"])
+        with pytest.raises(rp.InputError, match="document_gradients, or pass --from-checkpoint"):
+            gradient_similarity.compute(run)
+    found = gradient_similarity.compute(run, from_checkpoint=not recorded, episodes=[5, 15])
+    modules = run.gradients.module
+    for time in (5, 15):
+        exact = separate_gradients(run, time)
+        for group, which in module_groups(modules, blocks=True).items():
+            names = modules["name"].values[which]
+            g = torch.cat([exact[n] for n in names], dim=1)[:5]
+            g = g / g.norm(dim=1, keepdim=True)
+            cosine = found.cosine.sel(episodes_done=time, group=group).values[0]
+            np.testing.assert_allclose(cosine, g @ g.T, atol=1e-6)
+
+
+def test_planted_maps_give_back_their_structure() -> None:
+    T = 12
+    index = np.arange(T)
+    apart = np.abs(index[:, None] - index)
+    ring = 0.5 + 0.4 * np.cos(2 * np.pi * apart / T)
+    found = gradient_similarity._numbers(ring[None], T, 0).isel(group=0)
+    np.testing.assert_allclose(found.by_lag, 0.5 + 0.4 * np.cos(2 * np.pi * np.arange(1, 7) / T))
+    assert found.near_minus_far.item() == pytest.approx(ring[0, 1] - ring[0, 6])
+    assert found.distance_r.item() < -0.95
+    assert found.distance_r_p.item() == 1 / 1000
+    hill = np.exp(-((index - 7) ** 2) / 8)
+    found = gradient_similarity._numbers(np.outer(hill, hill)[None], T, 0).isel(group=0)
+    assert found.peak.item() == pytest.approx(7 / 11)
+    assert found.peak_high - found.peak_low < 0.3
+    noise = np.random.default_rng(0).normal(size=(T, T))
+    found = gradient_similarity._numbers((noise + noise.T)[None] / 9, T, 0).isel(group=0)
+    assert found.peak_high - found.peak_low > 0.5, "no peak in noise"
+
+
+def test_mantel_is_right_by_brute_force_and_under_noise() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 9, 9))
+    off = ~np.eye(9, dtype=bool)
+    assert stats.mantel(a, b, rng, 9)[0] == pytest.approx(np.corrcoef(a[off], b[off])[0, 1])
+    p = [stats.mantel(*rng.normal(size=(2, 9, 9)), rng, 99)[1] for _ in range(200)]
+    assert 0.02 <= np.mean(np.array(p) <= 0.05) <= 0.08
+    assert stats.mantel(a, 2 * a + 0.1 * b, rng)[1] == 1 / 1000
+
+
+def test_drops_are_those_of_naive_copies(run: rp.Run) -> None:
+    with pytest.raises(rp.InputError, match="pass --from-checkpoint"):
+        pairwise_recovery.compute(run)
+    found = pairwise_recovery.compute(run, from_checkpoint=True, episodes=[10])
+    tokens = torch.tensor(run.record.tokens.values)
+    for i in (0, 3):
+        model = run.model_at(10)  # a copy for each document
+        with torch.no_grad():
+            before = [float(loss(model, t)) for t in tokens]
+        for _ in range(3):
+            model.bridge.zero_grad()
+            loss(model, tokens[i]).backward()
+            with torch.no_grad():
+                for p in model.parameters.values():
+                    p -= 0.1 * p.grad
+        with torch.no_grad():
+            after = [float(loss(model, t)) for t in tokens]
+        expected = np.array(before) - after
+        np.testing.assert_allclose(found.loss_drop.values[0, 0, i], expected, atol=1e-9)
+    drop = found.loss_drop.values[0, 0]
+    assert found.own.item() == pytest.approx(np.diagonal(drop).mean())
+    ahead = np.mean([drop[i, (i + 1) % 5] for i in range(5)])
+    assert found.lag_drop.sel(lag=1).item() == pytest.approx(ahead)
+    off = drop[:, :5][~np.eye(5, dtype=bool)].mean() - drop[:, 5:].mean()
+    assert found.more_than_held_out.item() == pytest.approx(off)
+
+
+def test_every_document_starts_from_the_same_weights(run: rp.Run) -> None:
+    """Weights are put back to the last bit: the last row does not know of those before it."""
+    whole = pairwise_recovery.drops(run, 15)
+    np.testing.assert_array_equal(whole, pairwise_recovery.drops(run, 15))
+    alone = run.model_at(15)
+    assert whole.shape == (5, 7)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            alone.parameters.values(), run.model_at(15).parameters.values(), strict=True
+        )
+    )
+
+
+def test_they_work_over_seeds(run: rp.Run) -> None:
+    for module, options in (
+        (pairwise_recovery, {"from_checkpoint": True}),
+        (gradient_similarity, {}),
+    ):
+        one = module.compute(run, **options)
+        both = across([one, one])
+        module.plot(both)
+        assert "15 episodes" in module.summary(both)["verdict"]
