@@ -193,7 +193,8 @@ def plot(dataset: xr.Dataset) -> Figure:
         title=f"{first.run.item()}, all documents",
     )
     panels["alike"].legend()
-    panels["cka"].legend()
+    if len(first.epoch) > 1:
+        panels["cka"].legend()
     return fig
 
 

@@ -41,6 +41,8 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) 
     runs = [run, *controls]
     dataset = xr.concat([_one(r, permutations) for r in runs], dim="run")
     dataset = dataset.assign_coords(run=labels(runs))
+    for name in ("component", "variance_share", "document"):
+        dataset[name].attrs["of_seeds"] = "the first"
     T, cycles = run.config.documents.count, dataset.sizes["cycle"]
     dataset.attrs |= {
         "T": T,
@@ -104,6 +106,7 @@ def coherence(
     gram = loop @ gram @ loop.T
     angle = 2 * np.pi * np.arange(epochs * T) / T
     wave = np.exp(1j * angle) * np.sqrt(2 / (epochs * T))
+    total = np.trace(gram) or np.nan  # two documents make a line, and no loop
     plane, _ = components(gram, 2)
     turn = np.arctan2(plane[:, 1], plane[:, 0])
 
@@ -112,7 +115,7 @@ def coherence(
         period = (wave.conj() @ turned @ wave).real
         cycle = np.einsum("epfp->", turned.reshape(epochs, T, epochs, T)) / epochs
         ordered = abs(stats.circular_correlation(turn[order], angle))
-        return period / np.trace(gram), cycle / np.trace(gram), float(ordered)
+        return period / total, cycle / total, float(ordered)
 
     found = np.array(statistics(np.arange(len(gram))))
     null = [statistics(order) for order in stats.rotations(T, epochs, permutations, rng)]

@@ -122,7 +122,8 @@ def across(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
 
     Estimates become their mean, with `_sd` and, as `_low` and `_high`, a 95% t interval, over
     seeds; each seed's value is kept as `_each` (seed, …). P-values are combined by Fisher's
-    method. Other numbers are averaged; what is not a real number is kept by seed where it differs.
+    method. Other numbers are averaged; what is not a real number is kept by seed where it differs;
+    what says `of_seeds: the first` (coordinates that mean nothing from seed to seed) is that.
     """
     if len(datasets) == 1:
         return datasets[0]
@@ -135,6 +136,9 @@ def across(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
         dims, attrs = first[name].dims, first[name].attrs
         base, _, suffix = name.rpartition("_")
         if suffix in ("low", "high") and base in first:
+            continue
+        if attrs.get("of_seeds") == "the first":
+            out[name] = (dims, stack[0], attrs)
             continue
         if suffix == "p" and base in first:
             out[name] = (dims, stats.fisher(stack), attrs | {"combined": "Fisher, over seeds"})

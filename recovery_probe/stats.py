@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
@@ -151,6 +150,8 @@ def sd_of_counted(values: Floats) -> Floats:
 def t_interval(values: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """Bounds of the mean over the first axis, of independent units (runs), leaving NaN out:
     mean ± t · sd / √n. NaN for fewer than two."""
+    import scipy.stats  # here, so that opening a run does not wait for it
+
     counted = np.isfinite(values).sum(axis=0)
     mean, sd = mean_of_counted(values, axis=0), sd_of_counted(values)
     t = scipy.stats.t.ppf((1 + level) / 2, np.maximum(counted - 1, 1))
@@ -160,6 +161,8 @@ def t_interval(values: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
 
 def fisher(p: Floats) -> Floats:
     """P-values of independent runs (the first axis), combined; NaN where any is missing."""
+    import scipy.stats
+
     return scipy.stats.combine_pvalues(p, method="fisher", axis=0).pvalue
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import tiny
 
 import recovery_probe as rp
 from recovery_probe import plugins
@@ -203,8 +204,7 @@ def test_console_script_is_installed() -> None:
 
 def test_several_seeds_make_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1, 2):
-        out = str(tmp_path / f"seed{seed}")
-        main(["train", "quickstart", *SMALL, "--seed", str(seed), "--out", out])
+        rp.fit(tiny(seed=seed, control="shuffled"), tmp_path / f"seed{seed}")
     runs = [str(tmp_path / f"seed{seed}" / "cyclic") for seed in (0, 1, 2)]
     with pytest.raises(SystemExit) as stop:
         main(["analyze", *runs])
@@ -236,7 +236,7 @@ def test_options_of_analyses(
     assert "19 rotations" in summary["analyses"]["weight_residuals"]["p"]
     capsys.readouterr()
     for word, message in (
-        ("weight_residuals.permutation=9", "did you mean permutations"),
+        ("weight_residuals.permutation=9", "did you mean 'permutations'"),
         ("weight_residual.permutations=9", "not among weight_residuals"),
         ("permutations=9", "expected NAME.OPTION=VALUE"),
     ):
