@@ -58,7 +58,7 @@ def compute(
         "T": run.config.documents.count,
         "unit": "documents",
         "interval": "95% percentile bootstrap over documents",
-        "p": "Mantel test, two-sided, 999 orders of the documents",
+        "p": "Mantel test, two-sided, 499 orders of the documents",
     }
     return dataset
 
@@ -184,10 +184,10 @@ def _of_map(cosine: stats.Floats, T: int, rng: np.random.Generator) -> dict[str,
     far = (trained[index, (index + half) % T] + trained[index, index - half]) / 2
     apart = np.abs(index[:, None] - index)
     distance = np.minimum(apart, T - apart).astype(float)
-    r, p = stats.mantel(trained, distance, rng)
+    r, p = stats.mantel(trained, distance, rng, 499)
 
     def with_bounds(statistic: Callable[[stats.Ints], stats.Floats]) -> tuple[Any, ...]:
-        bounds = stats.bootstrap_interval(statistic, T, rng)
+        bounds = stats.bootstrap_interval(statistic, T, rng, resamples=1000)
         return (statistic(index[None])[0], *bounds)
 
     def of_documents(each: stats.Floats) -> tuple[Any, ...]:
@@ -214,7 +214,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     last = dataset.isel(episodes_done=-1)
     shown, runs = [dataset.attrs["attention"], "total"], list(range(min(2, dataset.sizes["run"])))
     fig, panels = plots.mosaic(
-        [[f"{r} {g}" for g in shown] for r in runs] + [["lag", "lag"]], height=2.5
+        [[f"{r} {g}" for g in shown] for r in runs] + [["lag", "lag"]], height=2.8
     )
     maps = last.cosine.sel(group=shown).isel(run=runs).values
     off = maps[..., ~np.eye(maps.shape[-1], dtype=bool)]
@@ -223,7 +223,9 @@ def plot(dataset: xr.Dataset) -> Figure:
         image = axes.imshow(
             part.cosine, origin="lower", cmap="viridis", vmin=off.min(), vmax=off.max()
         )
-        axes.set(title=f"{dataset.run.values[r]}, {group}", xlabel="document", ylabel="document")
+        axes.set(title=f"{dataset.run.values[r]}, {group}", xlabel="document")
+        axes.set_ylabel("document" if group == shown[0] else "")
+        axes.locator_params(integer=True)
         axes.grid(False)
     where = [panels[f"{r} {g}"] for r in runs for g in shown]
     fig.colorbar(image, ax=where, label="cosine of gradients", extend="max")
@@ -238,7 +240,7 @@ def plot(dataset: xr.Dataset) -> Figure:
         total = part.by_lag.sel(group="total")
         lag.plot(dataset.lag, total, style, color="black", label=f"{part.run.item()}, all modules")
     lag.set(xlabel="cyclic lag (documents)", ylabel="mean cosine of gradients")
-    lag.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    fig.legend(loc="outside lower center", ncols=4)
     fig.suptitle(f"after {int(last.episodes_done)} episodes", fontsize=8)
     return fig
 

@@ -31,7 +31,8 @@ def compute(
     loss_drop (run, episodes_done, document, other): document i is trained on, other j is looked at;
     held-out documents come last. And, all (run, episodes_done): own, mean drop of the document
     itself; others, of the other trained documents; held_out, of held-out ones; more_than_held_out,
-    others minus held_out, the interval over both; symmetry, correlation of drop(i, j) and
+    others minus held_out, the interval over both; near_minus_far, of a document's two neighbours
+    minus of those half a cycle away; symmetry, correlation of drop(i, j) and
     drop(j, i), with the p-value of a Mantel test. lag_drop (run, episodes_done, lag): mean by
     signed cyclic lag j - i. Intervals are 95% percentile bootstraps over documents i.
 
@@ -126,6 +127,11 @@ def _numbers(drop: stats.Floats, run: Run) -> xr.Dataset:
     add("others", (), stats.mean_of_counted(others))
     add("held_out", (), stats.mean_of_counted(held))
     add("lag_drop", ("lag",), by_lag)
+    index = np.arange(T)
+    near, far = (
+        (square[index, (index + lag) % T] + square[index, index - lag]) / 2 for lag in (1, T // 2)
+    )
+    add("near_minus_far", (), near - far)
 
     def excess(i: stats.Ints) -> stats.Floats:
         j = rng.integers(max(1, held.shape[1]), size=(len(i), held.shape[1]))
@@ -163,9 +169,9 @@ def plot(dataset: xr.Dataset) -> Figure:
         )
         panels[r].axvline(T - 0.5, color="black", linewidth=0.8)
         panels[r].set(
-            title=f"{dataset.run.values[r]} (diagonal left out; right of the line: held out)",
-            xlabel="document whose loss is looked at",
-            ylabel="document trained on",
+            title=dataset.run.values[r],
+            xlabel="looked at (right of the line: held out)",
+            ylabel="document trained on" if r == 0 else "",
         )
         panels[r].grid(False)
     fig.colorbar(image, ax=[panels[r] for r in runs], label="drop of the loss (nats)")
@@ -180,9 +186,10 @@ def plot(dataset: xr.Dataset) -> Figure:
     axes.set(
         xlabel="signed lag (documents): looked at minus trained on",
         ylabel="drop of the loss (nats)",
-        title=f"after {int(last.episodes_done)} episodes",
+        title=f"after {int(last.episodes_done)} episodes; the diagonal is left out",
     )
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes.locator_params(axis="x", integer=True)
+    fig.legend(loc="outside lower center", ncols=2)
     return fig
 
 
@@ -200,9 +207,11 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
             said = "they hurt one another"
         else:
             said = "no difference can be told"
+        near = [float(part["near_minus_far" + s]) for s in ("", "_low", "_high")]
         told.append(
             f"{name}: training on one trained document lowers the loss of another by "
-            f"{with_interval(*more)} nats more than that of a held-out one ({said}); the map is "
+            f"{with_interval(*more)} nats more than that of a held-out one ({said}), and those of "
+            f"its neighbours by {with_interval(*near)} nats more than half a cycle off; the map is "
             f"symmetric with correlation {float(part.symmetry):.2f} "
             f"({with_p(float(part.symmetry_p))})"
         )

@@ -17,7 +17,7 @@ from recovery_probe.errors import Missing
 from recovery_probe.run import Run
 
 
-def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) -> xr.Dataset:
+def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 199) -> xr.Dataset:
     """Residual: the weights after an episode, minus their mean over one cycle centred on it
     (paper, figure 8c), from the recorded sketches.
 

@@ -52,7 +52,7 @@ def tables(dataset: xr.Dataset) -> list[dict[str, Any]]:
             continue
         columns = [_words(d) for d in dims] + [_heading(dataset, n) for n in names]
         rows = [
-            [str(coordinate(dataset, d, i)) for d, i in point.items()]
+            [_words(coordinate(dataset, d, i)) for d, i in point.items()]
             + [_cell(dataset, n, point) for n in names]
             for point in (at if len(at) <= ROWS else [])
         ]

@@ -72,7 +72,7 @@ def test_planted_maps_give_back_their_structure() -> None:
     np.testing.assert_allclose(found.by_lag, 0.5 + 0.4 * np.cos(2 * np.pi * np.arange(1, 7) / T))
     assert found.near_minus_far.item() == pytest.approx(ring[0, 1] - ring[0, 6])
     assert found.distance_r.item() < -0.95
-    assert found.distance_r_p.item() == 1 / 1000
+    assert found.distance_r_p.item() == 1 / 500
     hill = np.exp(-((index - 7) ** 2) / 8)
     found = gradient_similarity._numbers(np.outer(hill, hill)[None], T, 0).isel(group=0)
     assert found.peak.item() == pytest.approx(7 / 11)
