@@ -55,7 +55,7 @@ def simulate(
     for step in range(epochs * T + 1):
         error = P @ x[0] - (w if f == "w" else y[0] - w)
         losses[step] = error @ error / 2
-        if losses[step] > 1e6 * losses[0]:
+        if not losses[step] <= 1e6 * losses[0]:  # nor is NaN
             losses[step:] = np.nan
             break
         if step % T == 0 and step // T in RING_EPOCHS:

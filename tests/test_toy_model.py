@@ -31,7 +31,9 @@ def test_a_loop_written_from_the_words(f: str) -> None:
         return w if f == "w" else y[i] - w
 
     losses = [0.5 * np.linalg.norm(P @ x[0] - target(0)) ** 2]
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        points = np.array([P @ x[i] if f == "w" else y[i] - P @ x[i] for i in range(25)])
+        np.testing.assert_allclose(rings[epoch], points, rtol=1e-8, atol=1e-12)
         for i in range(25):
             gradient = np.array(
                 [[(P[r] @ x[i] - target(i)[r]) * x[i][c] for c in range(n)] for r in range(n)]
@@ -40,9 +42,8 @@ def test_a_loop_written_from_the_words(f: str) -> None:
             w = P @ x[i] if f == "w" else y[i] - P @ x[i]  # f is its own inverse
             losses.append(0.5 * np.linalg.norm(P @ x[0] - target(0)) ** 2)
     np.testing.assert_allclose(found, losses, rtol=1e-8, atol=1e-12)
-    points = np.array([P @ x[i] if f == "w" else y[i] - P @ x[i] for i in range(25)])
-    assert len(rings) == 3
-    assert not np.allclose(rings[-1], points), "epoch 2 is not the last state"
+    again, _ = toy_model.simulate(f, n, alpha, 3, epochs)
+    np.testing.assert_array_equal(found, again)
 
 
 def test_the_setting_as_printed_diverges_and_says_so(numbers: xr.Dataset) -> None:
@@ -63,8 +64,8 @@ def test_scores_by_hand(numbers: xr.Dataset) -> None:
 
 
 def test_known_values(numbers: xr.Dataset) -> None:
-    """Each is of one seed, and seeds differ by .05 to .15 (by .01 once recovery is complete): the
-    value is within two such standard deviations of the mean over seeds."""
+    """Each is of one seed, and seeds differ by .05 to .15 in most epochs: it lies within two such
+    standard deviations of the mean over seeds. Where seeds agree it is within .02."""
     slow = numbers.isel(setting=1)
     assert slow.score.sel(epoch=12).item() == pytest.approx(0.996, abs=0.02)
     assert abs(slow.score.sel(epoch=5).item() - 0.04) < 2 * slow.score_sd.sel(epoch=5).item()
