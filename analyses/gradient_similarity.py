@@ -30,6 +30,7 @@ def compute(
     controls: Sequence[Run] = (),
     block: int | None = None,
     episodes: Sequence[int] | None = None,
+    modules: bool = False,
     from_checkpoint: bool = False,
 ) -> xr.Dataset:
     """Gradients of each document's loss, in eval mode, at every time recorded (after `episodes`
@@ -38,7 +39,8 @@ def compute(
 
     cosine (run, episodes_done, group, document, other), of the documents trained on, in the order
     of the cycle; group: the kinds of modules, every block, all together (`total`) and the
-    attention of one block (`block`, the middle one when not given). And, all (run, episodes_done,
+    attention of one block (`block`, the middle one when not given), and with `modules` each module
+    by its name. And, all (run, episodes_done,
     group), with 95% bootstraps over documents:
 
     - held_out: mean cosine with held-out documents, beside overall, that with the other documents;
@@ -52,7 +54,9 @@ def compute(
     Raises `Missing` without the recorder or checkpoints, `InputError` for times that are not there.
     """
     runs = [run, *controls]
-    dataset = xr.concat([_one(r, block, episodes, from_checkpoint) for r in runs], dim="run")
+    dataset = xr.concat(
+        [_one(r, block, episodes, modules, from_checkpoint) for r in runs], dim="run"
+    )
     dataset = dataset.assign_coords(run=labels(runs))
     dataset.attrs |= {
         "T": run.config.documents.count,
@@ -64,7 +68,11 @@ def compute(
 
 
 def _one(
-    run: Run, block: int | None, episodes: Sequence[int] | None, from_checkpoint: bool
+    run: Run,
+    block: int | None,
+    episodes: Sequence[int] | None,
+    modules: bool,
+    from_checkpoint: bool,
 ) -> xr.Dataset:
     T = run.config.documents.count
     known, products = _source(run, from_checkpoint)
@@ -79,10 +87,13 @@ def _one(
     for time in times:
         inner = products(time)  # one time in memory
         groups = _groups(inner.module, block)
+        if modules:
+            names = inner.module["name"].values.astype(str)
+            groups |= {name: names == name for name in names.tolist()}
         maps = [stats.cosines(inner.values[which].sum(axis=0)) for which in groups.values()]
         parts.append(_numbers(np.stack(maps), T, run.config.seed))
     dataset = xr.concat(parts, dim="episodes_done")
-    dataset.attrs["attention"] = next(g for g in groups if g.endswith("attention") and " " in g)
+    dataset.attrs["attention"] = next(g for g in groups if g.endswith(" attention"))
     return dataset.assign_coords(
         episodes_done=times,
         group=list(groups),

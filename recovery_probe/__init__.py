@@ -3,14 +3,14 @@
     preset(name)       settings by name          Settings   everything that decides a run
     fit(settings, out) train, and write a run    Run        a run directory, opened
     open_run(path)     open one                  Analysis   a question put to a run
-                                                 Recorder   watches training, writes arrays
+    across(datasets)   several seeds, as one     Recorder   watches training, writes arrays
 
 Importing this, and opening runs, imports no torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from recovery_probe.analysis import Analysis
+from recovery_probe.analysis import Analysis, across
 from recovery_probe.config import Settings, preset
 from recovery_probe.errors import Diverged, HookError, InputError
 from recovery_probe.run import Run, open_run
@@ -27,6 +27,7 @@ __all__ = [
     "Recorder",
     "Run",
     "Settings",
+    "across",
     "fit",
     "open_run",
     "preset",
