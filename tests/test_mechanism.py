@@ -87,6 +87,27 @@ def test_a_planted_helix_is_found() -> None:
     assert geometry(twice @ twice.T, T, EPOCHS)["turns"] == pytest.approx(2, abs=0.05)
 
 
+def test_stripes_are_found_at_whole_cycles() -> None:
+    apart = np.abs(np.subtract.outer(np.arange(35), np.arange(35)))
+    assert stripe((apart % T == 0).astype(float), T) == 1
+    assert stripe((apart % T == 1).astype(float), T) < 0
+    rng = np.random.default_rng(0)
+    moved = helix(rng)
+    residual, _ = stats.episode_residuals(T, EPOCHS)
+    cosine = stats.cosines(residual @ moved @ (residual @ moved).T)
+    found = stripe(cosine, T)
+    gram = moved @ moved.T
+    null = [
+        stripe(stats.cosines(residual @ gram[np.ix_(o, o)] @ residual.T), T)
+        for o in stats.rotations(T, EPOCHS, 199, rng)
+    ]
+    assert found > 0.8
+    assert stats.permutation_p(found, np.array(null)) < 0.01
+    curve = weight_residuals.by_lag(cosine)
+    assert curve[T] > 0.95
+    assert curve[T // 2] < -0.95
+
+
 def test_components_are_those_of_the_singular_value_decomposition() -> None:
     points = np.random.default_rng(0).normal(size=(40, 7)) * np.arange(7)
     found, share = components(points @ points.T)
