@@ -212,7 +212,7 @@ def _of_map(cosine: stats.Floats, T: int, rng: np.random.Generator) -> dict[str,
     return {
         "held_out": of_documents(stats.mean_of_counted(cosine[:T, T:])),
         "overall": of_documents(stats.mean_of_counted(trained)),
-        "near_minus_far": of_documents(near - far),
+        "near_minus_far": of_documents(near - far if T > 3 else np.full(T, np.nan)),
         "peak": with_bounds(peak),
         "distance_r": (r,),
         "distance_r_p": (p,),

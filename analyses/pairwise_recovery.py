@@ -48,6 +48,12 @@ def compute(
     if not known:
         raise Missing(f"{run.path}: no checkpoints; train again with --record checkpoints")
     times = known[-1:] if episodes is None else list(episodes)
+    for time in times:
+        if time not in known:
+            raise Missing(
+                f"{run.path}: no checkpoint after {time} episodes; there are some after "
+                f"{', '.join(map(str, known))}"
+            )
     parts = [
         xr.concat([_numbers(drops(r, time), r) for time in times], dim="episodes_done")
         for r in runs
@@ -55,7 +61,7 @@ def compute(
     dataset = xr.concat(parts, dim="run").assign_coords(run=labels(runs), episodes_done=times)
     dataset.attrs |= {
         "unit": "documents",
-        "interval": "95% percentile bootstrap over documents",
+        "interval": "95% percentile bootstrap over documents; of more_than_held_out, over both",
         "p": "Mantel test, two-sided, 999 orders of the documents",
     }
     return dataset
@@ -131,7 +137,8 @@ def _numbers(drop: stats.Floats, run: Run) -> xr.Dataset:
     near, far = (
         (square[index, (index + lag) % T] + square[index, index - lag]) / 2 for lag in (1, T // 2)
     )
-    add("near_minus_far", (), near - far)
+    # Of two or three documents, those across the cycle are the neighbours.
+    add("near_minus_far", (), near - far if T > 3 else np.full(T, np.nan))
 
     def excess(i: stats.Ints) -> stats.Floats:
         j = rng.integers(max(1, held.shape[1]), size=(len(i), held.shape[1]))
@@ -202,9 +209,9 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
         if np.isnan(more[1]):
             said = "nothing can be said without an interval"
         elif more[1] > 0:
-            said = f"they help one another, as far as {unit(dataset)} tell"
+            said = f"more than held-out ones, as far as {unit(dataset)} tell"
         elif more[2] < 0:
-            said = "they hurt one another"
+            said = f"less than held-out ones, as far as {unit(dataset)} tell"
         else:
             said = "no difference can be told"
         near = [float(part["near_minus_far" + s]) for s in ("", "_low", "_high")]

@@ -282,19 +282,12 @@ def mantel(
     if counted.sum() < 3:
         return np.nan, np.nan
     counted &= counted.T  # so that an order moves whole pairs
-    orders = np.stack([np.arange(n), *(rng.permutation(n) for _ in range(permutations))])
-    moved = a[orders[:, :, None], orders[:, None, :]]
-    kept = counted & counted[orders[:, :, None], orders[:, None, :]]
-    count = kept.sum(axis=(1, 2))
-
-    def product(x: Floats, y: Floats) -> Floats:
-        return np.where(kept, x * y, 0.0).sum(axis=(1, 2)) / count
-
-    one = np.ones(())
-    mean_a, mean_b = product(moved, one), product(b, one)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        r = (product(moved, b) - mean_a * mean_b) / np.sqrt(
-            (product(moved, moved) - mean_a**2) * (product(b, b) - mean_b**2)
-        )
-    r = np.where(np.isfinite(r), r, np.nan)
+    orders = [np.arange(n), *(rng.permutation(n) for _ in range(permutations))]
+    r = np.full(len(orders), np.nan)
+    for k, order in enumerate(orders):  # one at a time: a map of many documents is large
+        both = counted & counted[np.ix_(order, order)]
+        x, y = a[np.ix_(order, order)][both], b[both]
+        x, y = x - x.mean(), y - y.mean()
+        scale = np.sqrt((x @ x) * (y @ y))
+        r[k] = x @ y / scale if scale > 0 else np.nan
     return float(r[0]), float(permutation_p(abs(r[0]), np.abs(r[1:])))

@@ -1,0 +1,71 @@
+"""pairwise_recovery where test_replay.py does not look: Adam, the caller's generator, messages."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny
+
+import recovery_probe as rp
+from analyses import pairwise_recovery
+from recovery_probe import stats
+from recovery_probe.errors import Missing
+
+
+def test_adam_starts_afresh_on_every_document(tmp_path: Path) -> None:
+    """Against naive copies of the model, each with an optimizer of its own."""
+    settings = tiny(
+        recorders=["checkpoints"],
+        model={"dtype": "float64"},
+        optimizer={"name": "adam", "lr": 1e-3},
+    )
+    run = rp.fit(settings, tmp_path / "run")
+    found = pairwise_recovery.drops(run, 15)
+    tokens = torch.tensor(run.record.tokens.values)
+
+    def loss(model: object, j: int) -> torch.Tensor:
+        logits = model.bridge(tokens[j][None], use_cache=False)[0]  # type: ignore[attr-defined]
+        return F.cross_entropy(logits[:-1], tokens[j][1:])
+
+    for i in (0, 4):
+        model = run.model_at(15)
+        before = [loss(model, j).item() for j in range(len(tokens))]
+        optimizer = torch.optim.Adam(model.parameters.values(), lr=1e-3, fused=False)
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss(model, i).backward()
+            optimizer.step()
+        expected = np.array(before) - [loss(model, j).item() for j in range(len(tokens))]
+        np.testing.assert_allclose(found[i], expected, atol=1e-8)
+
+
+def test_the_callers_generator_is_put_back(pair: rp.Run) -> None:
+    before = torch.get_rng_state()
+    first = pairwise_recovery.drops(pair, 15)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(pairwise_recovery.drops(pair, 15), first)
+
+
+def test_what_is_missing_is_named(pair: rp.Run, tmp_path: Path) -> None:
+    with pytest.raises(Missing, match="no checkpoint after 7 episodes"):
+        pairwise_recovery.compute(pair, from_checkpoint=True, episodes=[7])
+    shutil.copytree(pair.path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(Missing, match="no checkpoints; train again"):
+        pairwise_recovery.compute(rp.open_run(tmp_path / "run"), from_checkpoint=True)
+
+
+def test_mantel_leaves_out_pairs_without_a_value() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(9, 9))
+    b = 2 * a + rng.normal(size=(9, 9))
+    a[2, 5] = a[5, 2] = np.nan
+    kept = ~np.eye(9, dtype=bool) & np.isfinite(a)
+    r, p = stats.mantel(a, b, rng)
+    assert r == pytest.approx(np.corrcoef(a[kept], b[kept])[0, 1])
+    assert p < 0.01
