@@ -12,9 +12,9 @@ import xarray as xr
 import zarr
 from conftest import tiny
 from matplotlib.figure import Figure
+from recovery_probe_analyses import loss_curves, online_loss, recovery
 
 import recovery_probe as rp
-from analyses import loss_curves, online_loss, recovery
 from recovery_probe import plugins
 from recovery_probe.analyze import analyze
 

@@ -254,3 +254,12 @@ def test_toy_model_needs_no_run(here: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         main(["analyze", "run", "--toy"])
     assert "--toy is a simulation of its own" in capsys.readouterr().err
+
+
+def test_a_users_own_folder_called_analyses_is_in_nobodys_way(here: Path) -> None:
+    (here / "analyses").mkdir()
+    (here / "analyses" / "__init__.py").write_text("")
+    command = [sys.executable, "-m", "recovery_probe.analyze", "--list"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "recovery " in done.stdout

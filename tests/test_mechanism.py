@@ -12,11 +12,16 @@ import scipy.stats
 import xarray as xr
 import zarr
 from conftest import tiny
+from recovery_probe_analyses import (
+    activation_similarity,
+    order_vs_drift,
+    step_sizes,
+    weight_residuals,
+)
+from recovery_probe_analyses.weight_cyclicity import coherence, components, geometry
+from recovery_probe_analyses.weight_residuals import stripe
 
 import recovery_probe as rp
-from analyses import activation_similarity, order_vs_drift, step_sizes, weight_residuals
-from analyses.weight_cyclicity import coherence, components, geometry
-from analyses.weight_residuals import stripe
 from recovery_probe import stats
 from recovery_probe.analysis import across, module_groups
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny
+from recovery_probe_analyses import pairwise_recovery
 
 import recovery_probe as rp
-from analyses import pairwise_recovery
 from recovery_probe import stats
 from recovery_probe.errors import Missing
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny
+from recovery_probe_analyses import gradient_similarity, pairwise_recovery
 
 import recovery_probe as rp
-from analyses import gradient_similarity, pairwise_recovery
 from recovery_probe import stats
 from recovery_probe.analysis import across, module_groups
 

@@ -7,8 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
-
-from analyses import toy_model
+from recovery_probe_analyses import toy_model
 
 
 @pytest.fixture(scope="module")

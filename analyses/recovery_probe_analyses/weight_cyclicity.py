@@ -9,12 +9,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from analyses.weight_residuals import updates
 from recovery_probe import plots, stats
 from recovery_probe.analysis import Analysis, estimates, labels, module_groups, with_p
 from recovery_probe.config import generator
 from recovery_probe.errors import Missing
 from recovery_probe.run import Run
+from recovery_probe_analyses.weight_residuals import updates
 
 
 def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) -> xr.Dataset:

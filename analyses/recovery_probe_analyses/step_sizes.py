@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from analyses.weight_residuals import updates
 from recovery_probe import plots, stats
 from recovery_probe.analysis import Analysis, estimates, labels, module_groups, with_p
 from recovery_probe.run import Run
+from recovery_probe_analyses.weight_residuals import updates
 
 ACTIVATION = "activation"
 
