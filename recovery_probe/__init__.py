@@ -5,29 +5,56 @@
     open_run(path)     open one                  Analysis   a question put to a run
     across(datasets)   several seeds, as one     Recorder   watches training, writes arrays
 
-Importing this, and opening runs, imports no torch.
+Importing this takes no time, and opening runs imports no torch.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from recovery_probe.analysis import Analysis, across
-from recovery_probe.config import Settings, preset
-from recovery_probe.errors import Diverged, HookError, InputError
-from recovery_probe.run import Run, open_run
-
 if TYPE_CHECKING:
-    from recovery_probe.recorders import Recorder
+    from recovery_probe.analysis import Analysis, across
+    from recovery_probe.config import Settings, preset
+    from recovery_probe.errors import Damaged, Diverged, HookError, InputError, Interrupted, Missing
+    from recovery_probe.recorders import Array, Layout, Recorder
+    from recovery_probe.run import Run, open_run
+    from recovery_probe.testing import check_recorder
     from recovery_probe.train import fit
+
+_HOME = {
+    "Analysis": "analysis",
+    "Array": "recorders",
+    "Damaged": "errors",
+    "Diverged": "errors",
+    "HookError": "errors",
+    "InputError": "errors",
+    "Interrupted": "errors",
+    "Layout": "recorders",
+    "Missing": "errors",
+    "Recorder": "recorders",
+    "Run": "run",
+    "Settings": "config",
+    "across": "analysis",
+    "check_recorder": "testing",
+    "fit": "train",
+    "open_run": "run",
+    "preset": "config",
+}
 
 __all__ = [
     "Analysis",
+    "Array",
+    "Damaged",
     "Diverged",
     "HookError",
     "InputError",
+    "Interrupted",
+    "Layout",
+    "Missing",
     "Recorder",
     "Run",
     "Settings",
     "across",
+    "check_recorder",
     "fit",
     "open_run",
     "preset",
@@ -35,13 +62,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # These need torch.
-    if name == "fit":
-        from recovery_probe.train import fit
+    """Each name from its home, when it is first asked for: some need torch, which takes seconds."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return fit
-    if name == "Recorder":
-        from recovery_probe.recorders import Recorder
 
-        return Recorder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+if (
+    __name__ == "__main__"
+):  # before the libraries, so that stopping it while they load is no traceback
+    from recovery_probe.__main__ import run
+
+    run("analyze")
+
 import inspect
 import json
 import os
@@ -16,7 +23,8 @@ from recovery_probe import plots, plugins, report
 from recovery_probe.analysis import Analysis, across, match
 from recovery_probe.config import nearest
 from recovery_probe.errors import InputError, Missing
-from recovery_probe.run import Run, write_zarr
+from recovery_probe.run import Run
+from recovery_probe.store import write_zarr
 
 # These come first, in the summary and in the report; the others by name.
 FIRST = ("recovery", "order_vs_drift", "loss_curves", "online_loss")
@@ -54,6 +62,8 @@ def analyze(
         raise InputError(f"{len(runs)} runs, one report: say where it goes with --out DIR")
     place = Path(out or runs[0].path)
     chosen = [*analyses] or [plugins.find("analyses", name, Analysis) for name in _default()]
+    for run in [*runs, *controls]:
+        run.check()
     given = {a.name: dict((options or {}).get(a.name, {})) for a in chosen}
     _check_options(chosen, options or {})
     for analysis in chosen:
@@ -159,11 +169,3 @@ def _write_text(path: Path, text: str) -> None:
     aside = path.with_suffix(".partial")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from recovery_probe.cli import main
-
-    main(["analyze", *sys.argv[1:]])

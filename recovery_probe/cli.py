@@ -9,9 +9,12 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,49 +23,64 @@ import tyro
 
 from recovery_probe import config
 from recovery_probe.errors import Diverged, HookError, InputError
+from recovery_probe.store import as_path
 
 C = TypeVar("C")
+
+
+def _words(metavar: str) -> Any:
+    """A flag that takes several words, and may come several times."""
+    return tyro.conf.arg(metavar=f"{metavar} …", help_behavior_hint="")
 
 
 @dataclass(frozen=True)
 class Train:
     """Fine-tune a network on the same documents, over and over, and record what it forgets.
 
-    Starts from a preset or a TOML file; every setting can be changed by its dotted name.
+    Starts from a preset or a TOML file; every setting can be changed by its dotted name:
+
+      python -m recovery_probe.train quickstart --out runs/long --epochs 12 --optimizer.lr 0.05
     """
 
     # the settings of the run, each by its own name
     settings: Annotated[config.Settings, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     # the preset to start from
-    preset: tyro.conf.Positional[str | None] = None
+    preset: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PRESET")] = None
     # a TOML file to start from instead, such as the config.toml of a run
     config: Path | None = None
     # the directory to write; runs/PRESET when not given
     out: Path | None = None
     # recorders to add: installed names, or file.py:CLASS
-    record: tuple[str, ...] = ()
+    record: Annotated[tuple[str, ...], _words("NAME")] = ()
     # recorders to leave out
-    no_record: tuple[str, ...] = ()
-    # hook functions to record: file.py:FUNCTION@PATTERN, where * in a pattern stands for anything
-    hook: tuple[str, ...] = ()
+    no_record: Annotated[tuple[str, ...], _words("NAME")] = ()
+    # hook functions to record, such as 'mine.py:f@blocks.*.attn.hook_pattern', where * stands for
+    # anything
+    hook: Annotated[tuple[str, ...], _words("FILE:FUNCTION@PATTERN")] = ()
+    # the passes that hooks see; training when not given, both for hooks that may edit
+    hook_during: Literal["training", "evaluation", "both"] | None = None
     # let hooks replace activations, which changes training
     hook_may_edit: tyro.conf.FlagCreatePairsOff[bool] = False
     # train although the record may not fit on the disk
     force: tyro.conf.FlagCreatePairsOff[bool] = False
-    # replace a run that is there already
+    # replace a run that is there already, and all that lies in its folder
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
 @dataclass(frozen=True)
 class Analyze:
-    """Put questions to a recorded run: numbers, figures and a report, written beside it."""
+    """Put questions to a recorded run: numbers, figures and a report, written beside it.
 
-    # runs that differ in their seed alone, and controls; their own controls when none is given
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    # analyses to do: installed names, or file.py:NAME; all installed ones when not given
-    analysis: tuple[str, ...] = ()
-    # options of analyses: NAME.OPTION=VALUE
-    set: tuple[str, ...] = ()
+    python -m recovery_probe.analyze runs/quickstart --analysis recovery --analysis loss_curves
+    """
+
+    # runs that differ in their seed alone, and controls (their own when none is given); or the
+    # directory of one run and its control
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], _words("RUN")] = ()
+    # analyses to do, from --list or file.py:NAME; all installed ones when not given
+    analysis: Annotated[tuple[str, ...], _words("NAME")] = ()
+    # options of analyses
+    set: Annotated[tuple[str, ...], _words("NAME.OPTION=VALUE")] = ()
     # let analyses run the model again from checkpoints, which takes torch and time
     from_checkpoint: tyro.conf.FlagCreatePairsOff[bool] = False
     # where to write; the run's own directory when there is one run
@@ -83,7 +101,9 @@ def train(argv: Sequence[str]) -> None:
             print(f"  {name:<12}{about}")
         return
     start = _start(argv)
-    command = parse(Train, argv, prog="train", default=Train(settings=start or config.Settings()))
+    named = "PRESET" if argv[0].startswith("-") else argv[0]
+    default = Train(settings=start or config.Settings())
+    command = parse(Train, argv, prog=f"train {named}", default=default)
     if start is None:
         raise InputError(
             f"train needs a preset ({', '.join(config.presets())}) as its first word, or --config"
@@ -97,7 +117,7 @@ def train(argv: Sequence[str]) -> None:
     settings = replace(settings, recorders=recorders)
     if command.out is None and command.preset is None:
         raise InputError("--config needs --out DIR too")
-    out = command.out or Path("runs") / str(command.preset)
+    out = as_path(command.out or Path("runs") / str(command.preset))
 
     from recovery_probe.analyze import analyze as analyze_run
     from recovery_probe.recorders.hook import split as split_hook
@@ -109,6 +129,7 @@ def train(argv: Sequence[str]) -> None:
         out,
         hooks=hooks,
         hook_may_edit=command.hook_may_edit,
+        hook_during=command.hook_during,
         overwrite=command.overwrite,
         force=command.force,
     )
@@ -123,13 +144,15 @@ def analyze(argv: Sequence[str]) -> None:
     from recovery_probe.analysis import Analysis, seeds_and_controls
     from recovery_probe.analyze import analyze as analyze_runs
     from recovery_probe.analyze import simulate
-    from recovery_probe.run import open_run
+    from recovery_probe.run import open_runs
 
     command = parse(Analyze, argv, prog="analyze", default=Analyze())
     options = _options(command.set)
     if command.list:
-        for name in sorted(plugins.installed("analyses")):
-            print(f"{name:<21}{plugins.find('analyses', name, Analysis).question}")
+        names = sorted(plugins.installed("analyses"))
+        for name in names:
+            question = plugins.find("analyses", name, Analysis).question
+            print(f"{name:<{max(map(len, names)) + 2}}{question}")
         return
     if command.toy:
         if command.runs or command.analysis:
@@ -145,12 +168,12 @@ def analyze(argv: Sequence[str]) -> None:
     if not command.runs:
         raise InputError("analyze needs a run directory; train one first, or see --list")
     chosen = [plugins.find("analyses", name, Analysis) for name in command.analysis]
-    runs, controls = seeds_and_controls([open_run(path) for path in command.runs])
+    runs, controls = seeds_and_controls([r for path in command.runs for r in open_runs(path)])
     summary = analyze_runs(
         runs,
         controls or [control for run in runs for control in run.controls],
         chosen,
-        out=command.out,
+        out=command.out and as_path(command.out),
         from_checkpoint=command.from_checkpoint,
         options=options,
         formats=command.format,
@@ -187,21 +210,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "analyze": analyze}
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words[:1] in ([], ["-h"], ["--help"]):
-            print("usage: recovery-probe {train,analyze} …   (--help after either tells more)")
-        elif words[0] in commands:
-            commands[words[0]](words[1:])
-        else:
-            raise InputError(
-                f"no command {words[0]!r}{config.nearest(words[0], commands)}; commands: "
-                + ", ".join(commands)
-            )
+        with _terminable() as terminated:
+            if words[:1] in ([], ["-h"], ["--help"]):
+                print("usage: recovery-probe {train,analyze} …   (--help after either tells more)")
+            elif words[0] in commands:
+                commands[words[0]](words[1:])
+            else:
+                raise InputError(
+                    f"no command {words[0]!r}{config.nearest(words[0], commands)}; commands: "
+                    + ", ".join(commands)
+                )
     except InputError as error:
         _stop(error, 2)
+    except BrokenPipeError:  # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _stop(f"{error.filename or 'input and output'}: {error.strerror or error}", 2)
     except (Diverged, HookError) as error:
         _stop(error, 1)
-    except KeyboardInterrupt:
-        _stop("interrupted; the record so far is kept", 130)
+    except KeyboardInterrupt as stopped:
+        _stop(str(stopped) or "interrupted", 143 if terminated else 130)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """SIGTERM, with which schedulers and containers end a job, ends it as an interrupt does. The
+    list holds it once it has come."""
+    terminated: list[int] = []
+
+    def terminate(number: int, _: object) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(command: type[C], argv: Sequence[str], *, prog: str, default: C) -> C:
@@ -212,10 +260,11 @@ def parse(command: type[C], argv: Sequence[str], *, prog: str, default: C) -> C:
             parsed, unknown = tyro.cli(
                 command,
                 prog=f"recovery-probe {prog}",
-                args=list(argv),
+                args=_gathered(argv, default),
                 default=default,
                 return_unknown_args=True,
                 use_underscores=True,
+                config=(tyro.conf.DisallowNone,),
                 registry=_registry(),
             )
     except SystemExit as stop:
@@ -229,6 +278,27 @@ def parse(command: type[C], argv: Sequence[str], *, prog: str, default: C) -> C:
             raise InputError(f"unknown setting --{name}{config.nearest(name, known)}")
         raise InputError(f"unexpected argument {word!r}")
     return parsed
+
+
+def _gathered(argv: Sequence[str], default: object) -> list[str]:
+    """The words, with all values of a flag that takes several behind its one occurrence: argument
+    parsers keep the last occurrence alone, without a word."""
+    several = {f.name for f in fields(default) if isinstance(getattr(default, f.name), tuple)}  # type: ignore[arg-type]
+    several.add("recorders")
+    values: dict[str, list[str]] = {}
+    others: list[str] = []
+    to = others
+    for word in argv:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            to.append(word)
+        elif (key := name.replace("-", "_")) in several:
+            to = values.setdefault(key, [])
+            to += [value] if equals else []
+        else:
+            to = others
+            to.append(word)
+    return [*others, *(w for name, given in values.items() for w in (f"--{name}", *given))]
 
 
 def _start(argv: Sequence[str]) -> config.Settings | None:
@@ -266,9 +336,12 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
 
 def _one_line(box: str) -> str:
-    """What tyro drew in a box, without the box and its hints."""
-    text = re.split(r"─{3,}[^╮]", re.sub(r"[│╭╰╯]", " ", box).partition("╮")[2])[0]
-    return re.sub(r"^Error parsing ", "", " ".join(text.split())) or " ".join(box.split())
+    """What tyro drew in a box, without its title, its frame and its hints: they stand between
+    rules, of plain dashes where the terminal knows no others."""
+    frame = re.compile(r"[│╭╮╰╯|]")
+    parts = re.split(r"─{5,}|-{5,}", frame.sub(" ", box))
+    said = parts[1] if len(parts) > 1 else box
+    return " ".join(said.split()).removeprefix("Error parsing ")
 
 
 def _tell(summary: dict[str, Any], path: Path, formats: Sequence[str] = ("html",)) -> None:

@@ -188,6 +188,9 @@ class Settings:
     control: Literal["none", "shuffled"] = "none"
     # documents evaluated at once; changes memory and speed, and losses in the last digit only
     eval_batch: Annotated[int, Ge(1)] = 8
+    # threads on the CPU; 0 for torch's own choice. Give each of several runs at once its own few:
+    # together they wait for one another. Changes speed, and losses in the last digit only
+    threads: Annotated[int, Ge(0), Le(1024)] = 0
     # what is recorded beside losses: installed names, or file.py:CLASS
     recorders: tuple[str, ...] = ("residual_stream", "gradients", "weight_deltas", "checkpoints")
     # size of the sketch of a module's gradient or update; errors of cosines fall as 1/sqrt of it
@@ -216,6 +219,7 @@ class Settings:
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
 
 
+MOST_STEPS = 10**8  # a year at three a second; the record is laid out for all of them beforehand
 _ADAPTER = pydantic.TypeAdapter(Settings)
 
 
@@ -234,6 +238,13 @@ def from_dict(values: Mapping[str, Any], origin: str = "settings") -> Settings:
         raise InputError(
             f"{origin}: optimizer.momentum = {settings.optimizer.momentum} belongs to sgd, "
             f"not to {settings.optimizer.name}; leave it at 0"
+        )
+    steps = settings.epochs * settings.documents.count * settings.steps
+    if steps > MOST_STEPS:
+        raise InputError(
+            f"{origin}: epochs = {settings.epochs}, documents.count = {settings.documents.count} "
+            f"and steps = {settings.steps} make {steps:.2g} gradient steps, more than "
+            f"{MOST_STEPS:.0e}: ask for fewer"
         )
     if settings.control == "shuffled" and settings.schedule.kind == "shuffled":
         raise InputError(
@@ -275,7 +286,8 @@ def presets() -> dict[str, str]:
 
 
 def preset(name: str, **changes: Any) -> Settings:
-    """A named preset, with changes: `preset("quickstart", epochs=3, optimizer={"lr": 0.05})`.
+    """A named preset, with changes: `preset("quickstart", epochs=3, optimizer={"lr": 0.05})`, or
+    by dotted names, `preset("quickstart", **{"optimizer.lr": 0.05})`.
 
     Raises `InputError` for an unknown name (with the nearest one) or an impossible change.
     """
@@ -285,7 +297,11 @@ def preset(name: str, **changes: Any) -> Settings:
         )
     values = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
     for key, change in changes.items():
-        values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
+        table, dot, name = key.partition(".")
+        if dot:
+            change = {name: change}
+        merged = isinstance(change, dict) and isinstance(values.get(table, {}), dict)
+        values[table] = {**values.get(table, {}), **change} if merged else change
     return from_dict(values, f"preset {name}")
 
 
@@ -301,7 +317,11 @@ def names(part: Any = Settings, prefix: str = "") -> Iterator[str]:
 
 def nearest(word: str, known: Any) -> str:
     """`; did you mean 'x'?`, or nothing when no known word is near."""
+    word = word.replace("learning_rate", "lr")
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    if not close:  # the last part may be right: `lr` of `optimizer.lr`
+        last = {name.rpartition(".")[2]: name for name in known}
+        close = [last[n] for n in difflib.get_close_matches(word, list(last), n=1, cutoff=0.7)]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -316,6 +336,12 @@ WATCHING = (
     "attention_patterns",
     "checkpoints",
 )
+
+
+# Recorders of ours that write arrays.
+RECORDERS = tuple(n for n in WATCHING if n not in ("recorders", "sketch", "checkpoints"))
+# Settings that decide where and how fast a run is computed; of its numbers, the last digits.
+EXECUTION = ("device", "eval_batch", "threads")
 
 
 def differences(a: Settings, b: Settings) -> dict[str, tuple[Any, Any]]:

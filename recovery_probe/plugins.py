@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar, cast
@@ -41,7 +42,8 @@ def find(kind: str, plugin: str | T, expected: type[T]) -> T:
     else:
         found = plugin
     if not isinstance(found, expected):
-        raise InputError(f"{plugin!r} is a {type(found).__name__}, not a {expected.__name__}")
+        what, wanted = type(found).__name__, expected.__name__
+        raise InputError(f"{plugin!r} is {_article(what)} {what}, not {_article(wanted)} {wanted}")
     return found
 
 
@@ -52,21 +54,34 @@ def _installed(kind: str, name: str) -> object:
             f"no {kind} plug-in {name!r}{nearest(name, known)}; installed: "
             f"{', '.join(sorted(known))}; your own: file.py:NAME"
         )
-    return cast(object, known[name].load())
+    try:
+        return cast(object, known[name].load())
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"{kind} plug-in {name!r} ({known[name].value}) fails when imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _from_file(file: Path, attribute: str) -> object:
     if not file.is_file():
         raise InputError(f"{file}:{attribute}: no such file as {file}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    # A name of its own, so that no other module is hidden.
+    name = f"recovery_probe_user_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise InputError(f"{file}:{attribute}: {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{file}: fails when run: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         names = [n for n in vars(module) if not n.startswith("_")]
         raise InputError(f"{file} defines no {attribute!r}{nearest(attribute, names)}")
     return cast(object, getattr(module, attribute))
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "AEIOUaeiou" else "a"

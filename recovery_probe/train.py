@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before torch: stopping it while it loads is no traceback
+    from recovery_probe.__main__ import run
+
+    run("train")
+
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +28,16 @@ from torch import Tensor
 from recovery_probe import config, documents, models
 from recovery_probe.config import Settings
 from recovery_probe.documents import Documents
-from recovery_probe.errors import Diverged, InputError
+from recovery_probe.errors import Diverged, InputError, Interrupted
 from recovery_probe.models import Model
 from recovery_probe.progress import Progress
 from recovery_probe.recorders import Recorder, Recording, RunInfo, Step, find
 from recovery_probe.recorders.hook import HookRecorder
-from recovery_probe.run import Run, Writer, check_vacant, is_run, open_run, recovery_so_far
+from recovery_probe.run import Run, is_run, open_run, recovery_so_far
 from recovery_probe.schedule import document_of_episode
 from recovery_probe.sketch import ModuleSketches
+from recovery_probe.store import as_path
+from recovery_probe.writer import Writer, check_vacant
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 IGNORED = -100  # target of a position that has no loss
@@ -38,9 +47,11 @@ def fit(
     settings: Settings,
     out: str | os.PathLike[str],
     *,
-    hooks: Iterable[tuple[str, Callable[..., Any]] | Recorder | type[Recorder]] = (),
+    hooks: Iterable[Any] = (),
     hook_may_edit: bool = False,
+    hook_during: str | None = None,
     overwrite: bool = False,
+    exist_ok: bool = False,
     force: bool = False,
 ) -> Run:
     """Train as the settings say and return the run, written in the directory `out`.
@@ -49,27 +60,47 @@ def fit(
     `out/shuffled`, and the cyclic run is returned; `run.controls` holds the other.
 
     `hooks` are recorded beside what `settings.recorders` names: pairs of a hook-point pattern and
-    a TransformerLens hook function (which may replace activations only with `hook_may_edit`), or
-    `Recorder` classes.
+    a TransformerLens hook function, triples with a name before them, or `Recorder` classes. A
+    function sees the passes of `hook_during` (`training`, `evaluation` or `both`; training when
+    not said), and may replace activations only with `hook_may_edit`: then in both when not said.
 
     Raises `InputError`, before any training, when the settings cannot be met, `out` is taken
-    (`overwrite` replaces a run, and nothing else) or the disk has no room (`force` tries all the
-    same); `Diverged` or `HookError` when training fails, with the record up to there kept.
+    (`overwrite` replaces a run, and nothing else; `exist_ok` opens the run when it is a complete
+    one of the same settings, and trains nothing) or the disk has no room (`force` tries all the
+    same); `Diverged` or `HookError` when training fails and `Interrupted`, a `KeyboardInterrupt`,
+    when it is stopped, with the record up to there kept.
     """
-    settings, out = config.check(settings), Path(out)
+    settings, out, hooks = config.check(settings), as_path(out), list(hooks)
     plans = plan(settings, out)
     if len(plans) > 1 and is_run(out):
         raise InputError(f"{out}: holds a run already; with a control, choose another --out")
+    if exist_ok and all(is_run(path) for path in plans):
+        return _same(plans, [str(as_recorder(h, hook_may_edit, hook_during)) for h in hooks])
     for path in plans:
         check_vacant(path, overwrite)
-    hooks = list(hooks)
+    paths = list(plans)
+    with threads(settings.threads):
+        for path, planned in plans.items():
+            # Recorders have a state: each run gets its own.
+            extra = [as_recorder(hook, hook_may_edit, hook_during) for hook in hooks]
+            control = f"../{paths[1].name}" if len(paths) > 1 and path == paths[0] else None
+            _fit_one(planned, path, extra, control, overwrite, force)
+    return open_run(paths[0])
+
+
+def _same(plans: dict[Path, Settings], hooks: list[str]) -> Run:
+    """The run that is there already. Raises `InputError` unless it is what was planned."""
     for path, planned in plans.items():
-        control = [f"../{other.name}" for other in plans if other != path]
-        is_main = planned.schedule.kind == "cyclic"
-        # Recorders have a state: each run gets its own.
-        extra = [as_recorder(hook, hook_may_edit) for hook in hooks]
-        control_of = control[0] if control and is_main else None
-        _fit_one(planned, path, extra, control_of, overwrite, force)
+        run = open_run(path)
+        differing = config.differences(planned, run.config)
+        if run.provenance.get("hooks", []) != hooks:
+            differing["hooks"] = (hooks, run.provenance.get("hooks", []))
+        if run.status != "complete" or differing:
+            told = ", ".join(f"{n} (asked {a!r}, there {b!r})" for n, (a, b) in differing.items())
+            raise InputError(
+                f"{path}: holds another run ({told or run.status}): choose another out, or "
+                "overwrite=True"
+            )
     return open_run(next(iter(plans)))
 
 
@@ -85,7 +116,7 @@ def plan(settings: Settings, out: Path) -> dict[Path, Settings]:
     }
 
 
-def as_recorder(hook: Any, may_edit: bool) -> Recorder:
+def as_recorder(hook: Any, may_edit: bool, during: str | None = None) -> Recorder:
     """A recorder from what `fit` takes as a hook."""
     if isinstance(hook, type) and issubclass(hook, Recorder):
         return hook()
@@ -113,35 +144,79 @@ def _fit_one(
         "threads": torch.get_num_threads(),
         "control": control,
         "hooks": [str(recorder) for recorder in extra],
+        "documents_left_out": docs.left_out,
     }
     with reproducible(model.device):
         recording = Recording([*find(settings), *extra], info)
         announce(recording, info, force)
-        writer = Writer.create(
-            path, settings, docs, schedule, provenance=facts, overwrite=overwrite
-        )
-        recording.lay_out(writer)
-        started = time.monotonic()
-        status, message = "interrupted", "stopped before its last episode"
-        try:
-            with (
-                recording.attached(),
-                Progress(
-                    settings.schedule.kind, len(schedule), settings.documents.count
-                ) as progress,
-            ):
-                train(info, recording, writer, progress)
-                status, message = "complete", ""
-        except Diverged as failure:
-            status, message = "diverged", str(failure)
-            raise Diverged(f"{path}: {failure}") from None
-        except Exception as failure:
-            status, message = "failed", f"{type(failure).__name__}: {failure}"
-            raise
-        finally:
-            seconds = time.monotonic() - started
+        with Writer.create(path, settings, docs, schedule, provenance=facts) as writer:
+            recording.lay_out(writer)
+            writer.put_in_place(overwrite)
+            _train_and_finish(info, recording, writer)
+
+
+def _train_and_finish(info: RunInfo, recording: Recording, writer: Writer) -> None:
+    """Train, and say in the provenance how it ended, whatever happens."""
+    settings, path, episodes = info.settings, info.path, len(info.schedule)
+    status, message, started = "interrupted", "", time.monotonic()
+    try:
+        label = settings.schedule.kind
+        with (
+            recording.attached(),
+            Progress(label, episodes, settings.documents.count) as progress,
+        ):
+            train(info, recording, writer, progress)
+            status = "complete"
+    except Diverged as failure:
+        status, message = "diverged", str(failure)
+        raise Diverged(f"{path}: {failure}") from None
+    except KeyboardInterrupt:
+        message = f"stopped after {max(0, writer.rows - 1)} of {episodes} episodes"
+        raise Interrupted(f"{path}: {message}; the record so far is kept") from None
+    except BaseException as failure:  # SystemExit too: a plug-in's exit is a failure
+        status, message = "failed", f"{type(failure).__name__}: {failure}"
+        raise
+    finally:
+        seconds = time.monotonic() - started
+        with uninterrupted():
             facts = recording.finish(seconds)
             writer.finish(status, message, seconds=round(seconds, 2), **facts)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that would end the process wait until the run says how it ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ignored = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in ignored.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def threads(wanted: int) -> Iterator[None]:
+    """Torch with so many threads on the CPU, 0 for as many as it chooses. Says so when others are
+    at work here: threads that wait for one another spin, and two runs of two threads on two cores
+    slow each other fivefold."""
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(wanted)
+    cores = os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if busy > 0.75 * cores and torch.get_num_threads() > 1:
+        print(
+            f"note: the machine is busy (load {busy:.1f} on {cores} cores) and this run takes "
+            f"{torch.get_num_threads()} threads: they slow one another; give each run --threads 1",
+            file=sys.stderr,
+        )
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def announce(recording: Recording, info: RunInfo, force: bool) -> None:
@@ -166,9 +241,14 @@ def announce(recording: Recording, info: RunInfo, force: bool) -> None:
     free = shutil.disk_usage(place).free
     if total > free and not force:
         raise InputError(
-            f"{info.path}: the record may take {total / 1e9:.1f} GB and the disk has "
-            f"{free / 1e9:.1f} GB: record less (--no-record checkpoints), or add --force"
+            f"{info.path}: the record may take {size_of(total)} and the disk has {size_of(free)}: "
+            "record less (--no-record checkpoints), or add --force"
         )
+
+
+def size_of(size: float) -> str:
+    """`1.2 GB`, `340.0 MB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def step_seconds(info: RunInfo) -> float:
@@ -217,8 +297,9 @@ def train(info: RunInfo, recording: Recording, writer: Writer, progress: Progres
             seen.append(loss.detach())
         finish_episode(episode + 1, torch.stack(seen).tolist())
         check_below_untrained(episode, rows[: episode + 2, :T], settings)
-        mean = float(rows[episode + 1, :T].mean())
-        progress.update(episode + 1, mean, recovery_so_far(rows[:, :T], info.schedule))
+        if progress.due(episode + 1):  # recovery is worked out from all rows, so not every time
+            so_far = recovery_so_far(rows[:, :T], info.schedule)
+            progress.tell(episode + 1, float(rows[episode + 1, :T].mean()), so_far)
 
 
 def batch(docs: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -314,9 +395,3 @@ def reproducible(device: torch.device) -> Iterator[None]:
 def device_name(device: torch.device) -> str:
     """`cpu`, or the GPU's own name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-if __name__ == "__main__":
-    from recovery_probe.cli import main
-
-    main(["train", *sys.argv[1:]])

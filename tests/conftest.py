@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import zarr
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the hub
 # Tests run side by side, and start processes and notebooks: several of them with a thread for
@@ -24,3 +29,22 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
     """A trained tiny cyclic run; `pair.controls` holds its shuffled control. Do not write to it."""
     out: Path = tmp_path_factory.mktemp("pair")
     return rp.fit(tiny(control="shuffled"), out)
+
+
+def planted(run: rp.Run, path: Path, losses: np.ndarray) -> rp.Run:
+    """A copy of a run with other losses in it."""
+    shutil.copytree(run.path, path)
+    training(path)["losses"][:] = losses
+    return rp.open_run(path)
+
+
+def cut_off(path: Path, rows: int) -> None:
+    """Make a run directory one that was killed when so many rows were committed."""
+    training(path)["rows_committed"][...] = rows
+    provenance = json.loads((path / "provenance.json").read_text())
+    (path / "provenance.json").write_text(json.dumps(provenance | {"status": "running"}))
+
+
+def training(path: Path) -> Any:
+    """The arrays of a run directory, to write to."""
+    return zarr.open_group(path / "record.zarr" / "training", mode="r+")

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-import zarr
-from conftest import tiny
+from conftest import cut_off, planted, tiny
 from matplotlib.figure import Figure
 from recovery_probe_analyses import loss_curves, online_loss, recovery
 
@@ -24,13 +23,6 @@ INSTALLED = sorted(plugins.installed("analyses"))
 def test_every_file_is_an_entry_point() -> None:
     files = {f.stem for f in Path(recovery.__file__).parent.glob("*.py")} - {"__init__"}
     assert files == set(INSTALLED)
-
-
-def planted(run: rp.Run, path: Path, losses: np.ndarray) -> rp.Run:
-    """A copy of a run with other losses in it."""
-    shutil.copytree(run.path, path)
-    zarr.open_group(path / "record.zarr", mode="r+")["losses"][:] = losses
-    return rp.open_run(path)
 
 
 @pytest.fixture
@@ -160,7 +152,7 @@ def test_smallest_runs(changes: dict[str, object], tmp_path: Path) -> None:
 
 
 def test_unfinished_run(forgetful: rp.Run) -> None:
-    zarr.open_group(forgetful.path / "record.zarr", mode="r+")["rows_committed"][...] = 8
+    cut_off(forgetful.path, 8)
     found = analyze(rp.open_run(forgetful.path))["recovery"]
     # 7 episodes done: documents 0, 1 and 2 stand right before, or after, their second.
     assert found["per_document"]["excluded_by_epoch"] == [2, 5]

@@ -103,18 +103,18 @@ def test_wrong_train(here: Path, capsys: pytest.CaptureFixture[str], words: str,
         ("RUN --analysis recoverry", "did you mean 'recovery'"),
         ("RUN --analysis nowhere.py:ANALYSIS", "no such file"),
         ("RUN --analysis mine.py:ANALYSIS", "defines no 'ANALYSIS'"),
-        ("RUN --analysis mine.py:NOT_ONE", "is a int, not a Analysis"),
+        ("RUN --analysis mine.py:NOT_ONE", "is an int, not an Analysis"),
         ("RUN --analysis broken.py:ANALYSIS", "half done"),
-        ("PARENT", "it holds the runs cyclic, shuffled"),
+        ("TWO", "it holds the runs one, two"),
         ("RUN --lst", "unknown setting --lst; did you mean 'list'"),
     ],
 )
 def test_wrong_analyze(
     here: Path, pair: rp.Run, capsys: pytest.CaptureFixture[str], words: str, said: str
 ) -> None:
-    argv = [
-        {"RUN": str(pair.path), "PARENT": str(pair.path.parent)}.get(w, w) for w in words.split()
-    ]
+    for name in ("one", "two"):
+        shutil.copytree(pair.path, here / "TWO" / name)
+    argv = [{"RUN": str(pair.path)}.get(w, w) for w in words.split()]
     assert said in fails(capsys, ["analyze", *argv])
 
 

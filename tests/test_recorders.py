@@ -339,7 +339,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))
-    with pytest.raises(rp.InputError, match=r"the disk has 0\.0 GB: record less .* or add --force"):
+    with pytest.raises(rp.InputError, match=r"the disk has 0\.0 MB: record less .* or add --force"):
         rp.fit(tiny(epochs=1), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     rp.fit(tiny(epochs=1), tmp_path / "run", force=True)

@@ -48,7 +48,7 @@ def test_cosines_are_those_of_separate_gradients(
     run: rp.Run, recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not recorded:
-        monkeypatch.setattr(rp.Run, "recorders", ["gradients"])
+        monkeypatch.setitem(run.__dict__, "recorders", ["gradients"])
         with pytest.raises(rp.InputError, match="document_gradients, or pass --from-checkpoint"):
             gradient_similarity.compute(run)
     found = gradient_similarity.compute(

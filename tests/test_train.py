@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from conftest import tiny
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -219,7 +220,7 @@ def test_divergence_stops_and_keeps_the_record(
     run = rp.open_run(out)
     assert run.status == "diverged"
     assert seen in run.provenance["message"]
-    assert xr.open_zarr(out / "record.zarr").attrs["status"] == "diverged"
+    assert zarr.open_group(out / "record.zarr", mode="r").attrs["status"] == "diverged"
     counted = np.isfinite(run.losses.values).all(axis=1)
     assert counted[: run.episodes_done + 1].all()
     assert not counted[run.episodes_done + 1 :].any()
@@ -244,7 +245,7 @@ def test_a_killed_run_opens_and_holds_whole_episodes(tmp_path: Path) -> None:
     run = rp.open_run(out)
     done = run.episodes_done
     assert 6 <= done < 2000
-    assert run.status == "running"
+    assert run.status == "killed"
     assert np.isfinite(run.losses.values[: done + 1]).all()
     assert np.isnan(run.losses.values[done + 1 :]).all()
     assert np.isfinite(run.train_loss.values[: 2 * done]).all()

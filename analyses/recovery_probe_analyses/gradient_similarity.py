@@ -21,6 +21,7 @@ from recovery_probe.analysis import (
 )
 from recovery_probe.config import generator
 from recovery_probe.errors import InputError, Missing
+from recovery_probe.labels import Labels
 from recovery_probe.run import Run, checkpoints
 
 
@@ -149,7 +150,7 @@ def _again(run: Run, time: int) -> xr.DataArray:
     inner = xr.DataArray(
         recorder.products().cpu().numpy(), dims=("module", "document", "other"), coords=coords
     )
-    return inner.set_index(module=["kind", "block", "name"])
+    return inner.set_xindex(["name", "kind", "block"], Labels)
 
 
 def _groups(modules: xr.DataArray, block: int | None) -> dict[str, NDArray[np.bool_]]:

@@ -33,8 +33,8 @@ from recovery_probe.errors import HookError, InputError
 
 if TYPE_CHECKING:
     from recovery_probe.models import Model
-    from recovery_probe.run import Writer
     from recovery_probe.sketch import ModuleSketches
+    from recovery_probe.writer import Writer
 
 # What the record itself holds: no recorder may take these names.
 RECORD = frozenset(

@@ -1,0 +1,130 @@
+"""How a run lies on the disk: Zarr with checksums, text put in place when whole, and a lock."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from filelock import FileLock, Timeout
+from zarr.codecs import ZstdCodec
+
+from recovery_probe.errors import Damaged, InputError
+
+COMPRESSORS = (ZstdCodec(checksum=True),)  # a flipped bit is an error, not a number
+# Every chunk that was written lies on the disk, so that a lost one is seen to be lost.
+KEEP_EMPTY: Any = {"write_empty_chunks": True}
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path as its user means it: `~` is the home, and a link is what it points to. Raises
+    `InputError` for a name that no file can have."""
+    text = os.fspath(path)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{text!a}: not a name that can be written as UTF-8") from None
+    if "\0" in text:
+        raise InputError(f"{text!r}: a name cannot hold a null character")
+    found = Path(text).expanduser()
+    if found.is_symlink() and not found.exists():
+        raise InputError(f"{found}: a link to {os.readlink(found)}, which is not there")
+    return found.resolve() if found.is_symlink() else found
+
+
+def write_zarr(dataset: xr.Dataset, path: Path, group: str | None = None) -> None:
+    """A new Zarr store, or a new group in one. Strings get variable length, which Zarr 3
+    specifies; fixed length it does not."""
+    encoding: dict[Any, Any] = {n: {"compressors": COMPRESSORS} for n in dataset.variables}
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind in "UO":
+            encoding[name]["dtype"] = np.dtypes.StringDType()
+    dataset.drop_encoding().to_zarr(
+        path,
+        group=group,
+        mode="w-",
+        zarr_format=3,
+        consolidated=False,
+        encoding=encoding,
+        write_empty_chunks=True,
+    )
+    consolidate(path)
+
+
+def consolidate(path: Path) -> None:
+    """Copy the metadata of all arrays of a store to its root, where readers look first."""
+    with warnings.catch_warnings():
+        # Zarr says that not every reader knows consolidated metadata. xarray does, asks for it
+        # first, and warns when it is missing; readers that do not know it lose nothing.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file, put in place when whole."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The same, as JSON."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Name what was being read when it turns out to be damaged: every library has errors of its
+    own for that."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Damaged(
+            f"{what}: damaged or missing ({type(error).__name__}: {reason}); bring back a copy, or "
+            "train again"
+        ) from error
+
+
+def lock(folder: Path, holder: str) -> FileLock:
+    """The lock of a run directory, held until it is released or its process ends.
+
+    Raises `InputError`, with `holder`, while another process (or this one) holds it.
+    """
+    held = FileLock(folder / "lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{folder}: is being written by {holder}: wait until it has ended, or choose another "
+            "--out"
+        ) from None
+    return held
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether somebody writes there; yes, where that cannot be told."""
+    if not (folder / "lock").exists():
+        return False
+    probe = FileLock(folder / "lock")
+    try:
+        probe.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    probe.release()
+    return False
