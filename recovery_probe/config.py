@@ -34,7 +34,7 @@ class Documents:
     # T, documents trained on
     count: Annotated[int, Ge(2)] = 20
     # C, tokens kept of each document; shorter documents are padded, the padding masked
-    tokens: Annotated[int, Ge(2)] = 64
+    tokens: Annotated[int, Ge(2), Le(2**20)] = 64
     # H, documents evaluated like the others and never trained on
     held_out: Annotated[int, Ge(0)] = 5
     # leave out documents with fewer tokens than this
