@@ -68,7 +68,7 @@ class Model:
     vocabulary: Annotated[int, Ge(257), Le(2**20)] = 4096
     # random: the paper's scheme, or the one of the transformers library
     init: Literal["paper", "library"] = "paper"
-    # own: every dropout as the model's configuration has it; a probability: all of them that
+    # own: each dropout as the model's configuration has it; a number: that probability for all
     dropout: Literal["own"] | Annotated[float, Ge(0), Lt(1)] = "own"
     # number format of weights and arithmetic
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"

@@ -214,8 +214,7 @@ def _check_faithful(
 ) -> None:
     """Raise `InputError` unless the bridge gives transformers' own logits in training mode, under
     the same seed, and no position sees a later one. `plain` and `bridged`: (1, C, vocabulary)."""
-    rounding = ROUNDING[plain.dtype] * plain.abs().max()
-    if (plain - bridged).abs().max() > rounding:
+    if (plain - bridged).abs().max() > ROUNDING[plain.dtype] * plain.abs().max():
         config = model.bridge.original_model.config
         drops = [f"{name} = {p:g}" for name, p in sources.probabilities(config).items() if p]
         raise InputError(
@@ -225,7 +224,8 @@ def _check_faithful(
     half = tokens.shape[1] // 2
     changed = torch.cat([tokens[:, :half], tokens[:, half:].flip(1) + 1], dim=1)
     one, other = model.bridge(torch.cat([tokens, changed]), use_cache=False)[:, :half]
-    if (one - other).abs().max() > rounding:
+    # The mean, as rounding moves few: in bfloat16 a step is as large as what a later token does.
+    if (one - other).abs().mean() > 0.1 * ROUNDING[plain.dtype] * one.abs().mean():
         raise InputError(
             f"{name_of(wanted)}: not a causal model: its positions see later ones, so that the "
             "next token is no prediction"

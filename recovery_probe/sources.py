@@ -93,7 +93,7 @@ def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
                 output_loading_info=True,
             )
     except InputError as error:
-        if "trust_remote_code" in str(error):
+        if "trust_remote_code" in str(error.__cause__):
             raise InputError(
                 f"model.source = {wanted.source!r}: a model that brings its own code, which is "
                 "not run; take one whose type transformers knows"
@@ -129,14 +129,15 @@ def _random(wanted: ModelSettings) -> tuple[Any, Any]:
             f"model.width = {wanted.width} is not a multiple of model.heads = {wanted.heads}"
         )
     _check_memory(wanted)
-    L = wanted.depth
+    L, head = wanted.depth, wanted.width // wanted.heads
     sizes = {
         "hidden_size": wanted.width,
         "num_hidden_layers": L,
         "num_attention_heads": wanted.heads,
         "num_key_value_heads": wanted.heads,
         "intermediate_size": 4 * wanted.width,
-        "head_dim": wanted.width // wanted.heads,
+        "head_dim": head,
+        "rotary_dim": min(64, head),  # GPT-J and CodeGen have 64 of their 256
         # GPT-Neo: global and local in turn, as the library has it at its own depth
         "attention_types": [
             [["global", "local"], wanted.depth // 2],
