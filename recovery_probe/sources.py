@@ -66,7 +66,7 @@ def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"model.source = {wanted.source!r}: the folder has no config.json")
-        if not any(path.glob("*.safetensors")) and any(path.glob("*.bin")):
+        if not any(path.glob("*.safetensors")) and any(path.glob("pytorch_model*.bin")):
             raise InputError(
                 f"model.source = {wanted.source!r}: the folder has its weights as a pickle, which "
                 "is not read; save them as model.safetensors (save_pretrained does)"
@@ -92,6 +92,7 @@ def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
                 use_safetensors=None if path.suffix == ".gguf" else True,
                 output_loading_info=True,
             )
+            read = set(tokenizer("Some text.")["input_ids"])
     except InputError as error:
         if "trust_remote_code" in str(error.__cause__):
             raise InputError(
@@ -106,7 +107,7 @@ def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
             + ", ".join(missing[:3])
             + (", ..." if len(missing) > 3 else "")
         )
-    if not set(tokenizer("Some text.")["input_ids"]) - set(tokenizer.all_special_ids):
+    if not read - set(tokenizer.all_special_ids):
         raise InputError(
             f"model.source = {wanted.source!r}: no tokenizer there, or an empty one; put the "
             "model's tokenizer.json and tokenizer_config.json beside its weights"
