@@ -116,7 +116,7 @@ def test_copies_and_near_copies_are_neither_trained_on_nor_held_out(tmp_path: Pa
         [a, a, a[:50] + "an end beyond the tokens that are kept"],
         [b, b[:20] + "!" + b[21:40] + "!" + b[41:]],  # two characters changed
         [c, "One. " + c],  # moved along
-        [d, d[:20]],  # a piece
+        [d, d[:15]],  # a piece
         [e],
         [f],
     ]
@@ -213,6 +213,9 @@ def test_the_first_tokens_of_a_long_text_are_the_whole_texts() -> None:
     topics = "\n".join(t.text for t in documents.python_topics())
     for text in (topics, " " * 30_000 + topics, "=" * 50_000, topics.replace(" ", "")):
         assert documents.first_tokens(text, tokenize, 24) == tokenize(text)[:24]
+    lines = "\n".join("x" * (700 + i) for i in range(60))  # a token of its length for each line
+    found = documents.first_tokens(lines, lambda text: [len(t) for t in text.split("\n")], 24)
+    assert found == list(range(700, 724))
 
 
 def test_blank_texts_are_no_documents(tmp_path: Path) -> None:
