@@ -42,7 +42,7 @@ class Documents:
     # the field that holds the text, in JSONL files and hub datasets
     field: str = "text"
     # read at most this many documents of the source, from its start
-    pool: Annotated[int, Ge(2)] = 1000
+    pool: Annotated[int, Ge(2), Le(10**9)] = 1000
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
 

@@ -20,6 +20,13 @@ from recovery_probe.documents import quiet_hub
 from recovery_probe.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
+# What configurations call the width inside an MLP: the usual name, OPT's, that of experts.
+MLP_WIDTHS = (
+    "intermediate_size",
+    "ffn_dim",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
 
 
 def load(wanted: ModelSettings) -> tuple[Any, Any]:
@@ -136,7 +143,7 @@ def _random(wanted: ModelSettings) -> tuple[Any, Any]:
         "num_hidden_layers": L,
         "num_attention_heads": wanted.heads,
         "num_key_value_heads": wanted.heads,
-        "intermediate_size": 4 * wanted.width,
+        **dict.fromkeys(MLP_WIDTHS, 4 * wanted.width),
         "head_dim": head,
         "rotary_dim": min(64, head),  # GPT-J and CodeGen have 64 of their 256
         # GPT-Neo: global and local in turn, as the library has it at its own depth
@@ -155,11 +162,24 @@ def _random(wanted: ModelSettings) -> tuple[Any, Any]:
         config = AutoConfig.for_model(
             wanted.architecture, **{k: v for k, v in sizes.items() if k in own}
         )
+        _check_sizes(config, sizes, wanted)
         _set_dropout(config, wanted)
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation="eager", trust_remote_code=False
         )
     return model, train_tokenizer(wanted.vocabulary)
+
+
+def _check_sizes(config: Any, sizes: dict[str, Any], wanted: ModelSettings) -> None:
+    """Raise `InputError` when a configuration did not take the sizes: one with a part for text
+    and a part for images would be built at its own, of gigabytes."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    text = config.get_text_config()
+    if other := [n for n in names if getattr(text, n, sizes[n]) != sizes[n]]:
+        raise InputError(
+            f"{name_of(wanted)} cannot be built: it takes other sizes, "
+            + ", ".join(f"{name} = {getattr(text, name)}" for name in other)
+        )
 
 
 def _set_dropout(config: Any, wanted: ModelSettings) -> None:

@@ -143,6 +143,26 @@ def test_what_a_library_raises_is_one_line_with_the_sizes(architecture: str) -> 
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kept"),
+    [("gemma3", "hidden_size = 2304"), ("nemotron_h", "num_hidden_layers")],
+)
+def test_sizes_that_are_not_taken_are_refused(
+    architecture: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", None)
+    with pytest.raises(rp.InputError, match=f"takes other sizes, {kept}"):
+        models.load(tiny(model={"architecture": architecture, "init": "library"}))
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "opt", "qwen3_moe", "mixtral"])
+def test_the_mlp_is_four_times_as_wide(architecture: str) -> None:
+    wanted = {"architecture": architecture, "init": "library", "dropout": 0, "depth": 1}
+    model = models.load(tiny(model=wanted))
+    matrices = [p for n, p in model.parameters.items() if "blocks.0" in n and p.ndim > 1]
+    assert max(max(p.shape[-2:]) for p in matrices) in (128, 2 * 128)  # gate and up in one
+
+
 @pytest.mark.parametrize("architecture", ["gpt_neo", "mamba", "gptj", "codegen"])
 def test_architectures_that_were_a_traceback_train_and_are_saved(
     architecture: str, tmp_path: Path
