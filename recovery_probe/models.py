@@ -318,7 +318,9 @@ def _places(attention: Any, kind: str) -> Tensor:
     finally:
         joint.data = stale
     places = torch.cat([getattr(part, kind).detach().flatten() for part in parts]).long()
-    if not torch.equal(places.sort().values, torch.arange(stale.numel())):
+    filled = torch.zeros(stale.numel(), dtype=torch.bool)
+    filled[places] = True
+    if len(places) != stale.numel() or not filled.all():
         raise InputError(f"{attention.name}: q, k and v do not make up the joint {kind}")
     return places.to(stale.device)
 
