@@ -34,7 +34,7 @@ class Documents:
     # T, documents trained on
     count: Annotated[int, Ge(2)] = 20
     # C, tokens kept of each document; shorter documents are padded, the padding masked
-    tokens: Annotated[int, Ge(2)] = 64
+    tokens: Annotated[int, Ge(2), Le(2**20)] = 64
     # H, documents evaluated like the others and never trained on
     held_out: Annotated[int, Ge(0)] = 5
     # leave out documents with fewer tokens than this
@@ -42,7 +42,7 @@ class Documents:
     # the field that holds the text, in JSONL files and hub datasets
     field: str = "text"
     # read at most this many documents of the source, from its start
-    pool: Annotated[int, Ge(2)] = 1000
+    pool: Annotated[int, Ge(2), Le(10**9)] = 1000
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
 
@@ -58,15 +58,18 @@ class Model:
     # random: any causal architecture transformers knows (gpt_neox, llama, gpt2, ...)
     architecture: str = "gpt_neox"
     # random: width of the residual stream; the MLP is four times as wide
-    width: Annotated[int, Ge(1)] = 256
+    width: Annotated[int, Ge(1), Le(2**20)] = 256
     # random: number of blocks
-    depth: Annotated[int, Ge(1)] = 6
+    depth: Annotated[int, Ge(1), Le(1000)] = 6
     # random: attention heads per block
     heads: Annotated[int, Ge(1)] = 4
-    # random: size of the byte-level BPE vocabulary trained on the built-in documents
-    vocabulary: Annotated[int, Ge(257)] = 4096
+    # random: size of the byte-level BPE vocabulary trained on the built-in documents; they make
+    # some 9000 entries at most, and embeddings beyond those are never read
+    vocabulary: Annotated[int, Ge(257), Le(2**20)] = 4096
     # random: the paper's scheme, or the one of the transformers library
     init: Literal["paper", "library"] = "paper"
+    # own: each dropout as the model's configuration has it; a number: that probability for all
+    dropout: Literal["own"] | Annotated[float, Ge(0), Lt(1)] = "own"
     # number format of weights and arithmetic
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
 
@@ -366,6 +369,8 @@ def _value(settings: Settings, name: str) -> Any:
 
 def _explain(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
+    # Where a setting may be of two types, pydantic adds the type it tried.
+    name = next((known for known in names() if name.startswith(f"{known}.")), name)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown setting {name}{nearest(name, names())}"
     return f"{name} = {error['input']!r}: {error['msg'].replace('Input s', 's')}"

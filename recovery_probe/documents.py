@@ -7,17 +7,24 @@ import importlib.util
 import itertools
 import json
 import logging
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recovery_probe.config import Settings, generator
 from recovery_probe.errors import InputError
+
+# A document is a near copy of another when NEAR of its runs of RUN tokens stand in it: about as
+# many as are left when one token in five is changed, (4/5)⁵ = .33. Of the built-in documents at
+# the quickstart's sizes, "break" shares .47 of its runs with "continue", and no other pair of
+# different texts more than .23.
+RUN, NEAR = 5, 1 / 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,9 @@ class Documents:
     lengths: NDArray[np.int64]  # (T + H,), real tokens in each row
     texts: tuple[Text, ...]  # T + H
     trained: int  # T
-    left_out: int  # documents of the source with fewer than min_tokens tokens
+    # Documents drawn and not taken: too_short (fewer than min_tokens tokens), duplicates (the
+    # tokens of one already taken), near_duplicates (a near copy of one already taken)
+    left_out: dict[str, int]
 
     @property
     def digests(self) -> list[str]:
@@ -47,27 +56,29 @@ class Documents:
 def load(settings: Settings, tokenize: Callable[[str], list[int]]) -> Documents:
     """Choose T + H documents of the source, by the seed, and tokenise them.
 
-    `tokenize` turns a text into token ids. Raises `InputError` when the source cannot be read
-    or has too few documents that are long enough.
+    No two of them are copies or near copies of each other: one held out would be trained on
+    through the other. Blank texts are no documents. `tokenize` turns a text into token ids.
+    Raises `InputError` when the source cannot be read or has too few documents that will do.
     """
     wanted = settings.documents
     T, C, need = wanted.count, wanted.tokens, wanted.count + wanted.held_out
-    texts = list(itertools.islice(read(wanted.source, wanted.field), wanted.pool))
+    written = (t for t in read(wanted.source, wanted.field) if t.text.strip())
+    texts = list(itertools.islice(written, wanted.pool))
     chosen: list[tuple[Text, list[int]]] = []
-    left_out = 0
+    left_out = {"too_short": 0, "duplicates": 0, "near_duplicates": 0}
+    copies = Copies()
     for i in generator(settings.seed, "documents").permutation(len(texts)):
-        ids = tokenize(texts[i].text)
-        if len(ids) < wanted.min_tokens:
-            left_out += 1
-        elif len(chosen) < need:
+        if len(chosen) == need:
+            break
+        ids = first_tokens(texts[i].text, tokenize, max(C, wanted.min_tokens))
+        reason = "too_short" if len(ids) < wanted.min_tokens else copies.kind(ids[:C])
+        if reason:
+            left_out[reason] += 1
+        else:
             chosen.append((texts[i], ids[:C]))
+            copies.add(ids[:C])
     if len(chosen) < need:
-        short = f" ({left_out} are shorter than {wanted.min_tokens} tokens)" if left_out else ""
-        raise InputError(
-            f"documents.count = {T} and documents.held_out = {wanted.held_out} need {need} "
-            f"documents; {wanted.source!r} has {len(chosen)} that will do{short}: ask for fewer"
-            + (", or lower documents.min_tokens" if left_out else "")
-        )
+        raise InputError(_too_few(settings, len(texts), len(chosen), left_out))
     tokens = np.zeros((need, C), dtype=np.int64)
     for row, (_, ids) in zip(tokens, chosen, strict=True):
         row[: len(ids)] = ids
@@ -80,8 +91,70 @@ def load(settings: Settings, tokenize: Callable[[str], list[int]]) -> Documents:
     )
 
 
+def first_tokens(text: str, tokenize: Callable[[str], list[int]], count: int) -> list[int]:
+    """The first `count` tokens of a text (fewer when it has fewer), without tokenising the rest
+    of a long one. Tokens near a cut may differ from the whole text's: as many again are made."""
+    length = 16 * count + 1000
+    while True:
+        ids = tokenize(text[:length])
+        if length >= len(text) or len(ids) >= 2 * count:
+            return ids[:count]
+        length *= 4
+
+
+class Copies:
+    """Tells whether a document is a copy, or a near copy, of one taken before."""
+
+    def __init__(self) -> None:
+        self.taken: set[tuple[int, ...]] = set()
+        self.holders: dict[tuple[int, ...], list[int]] = defaultdict(list)  # run -> who has it
+        self.sizes: list[int] = []  # distinct runs of each
+
+    def kind(self, ids: list[int]) -> str:
+        """`duplicates`, `near_duplicates`, or nothing when the document is new."""
+        if tuple(ids) in self.taken:
+            return "duplicates"
+        runs = _runs(ids)
+        shared = Counter(other for run in runs for other in self.holders.get(run, ()))
+        # Of the shorter of the two: a document may also be a piece of another.
+        near = any(n >= NEAR * min(len(runs), self.sizes[other]) for other, n in shared.items())
+        return "near_duplicates" if near else ""
+
+    def add(self, ids: list[int]) -> None:
+        runs = _runs(ids)
+        for run in runs:
+            self.holders[run].append(len(self.sizes))
+        self.sizes.append(len(runs))
+        self.taken.add(tuple(ids))
+
+
+def _runs(ids: list[int]) -> set[tuple[int, ...]]:
+    return {tuple(ids[i : i + RUN]) for i in range(max(1, len(ids) - RUN + 1))}
+
+
+def _too_few(settings: Settings, read: int, will_do: int, left_out: dict[str, int]) -> str:
+    wanted = settings.documents
+    all_read = read < wanted.pool  # otherwise the source may hold more
+    said = {
+        f"are shorter than {wanted.min_tokens} tokens": left_out["too_short"],
+        "are copies of another": left_out["duplicates"],
+        "are nearly copies of another": left_out["near_duplicates"],
+    }
+    reasons = ", ".join(f"{count} {what}" for what, count in said.items() if count)
+    mends = ["ask for fewer"]
+    mends += ["lower documents.min_tokens"] if left_out["too_short"] else []
+    mends += [] if all_read else ["raise documents.pool"]
+    return (
+        f"documents.count = {wanted.count} and documents.held_out = {wanted.held_out} need "
+        f"{wanted.count + wanted.held_out} documents; {wanted.source!r} has {will_do} that will do"
+        + ("" if all_read else f" among its first {read} (documents.pool)")
+        + (f" ({reasons})" if reasons else "")
+        + f": {', or '.join(mends)}"
+    )
+
+
 def read(source: str, field: str = "text") -> Iterator[Text]:
-    """Every document of a source, in the source's order. Raises `InputError`."""
+    """Every text of a source, in the source's order. Raises `InputError`."""
     if source == "python-topics":
         return python_topics()
     if source == "lee":
@@ -111,16 +184,15 @@ def _lee() -> Iterator[Text]:
     spec = importlib.util.find_spec("gensim")
     if spec is None or spec.origin is None:
         raise InputError(
-            'documents.source = "lee" needs gensim, which carries it: pip install gensim'
+            'documents.source = "lee" needs gensim, which carries it: '
+            'pip install -c constraints.txt ".[lee]"'
         )
     return _lines(Path(spec.origin).parent / "test" / "test_data" / "lee_background.cor")
 
 
 def _lines(path: Path) -> Iterator[Text]:
-    """One document a line; blank lines are no documents."""
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        if line.strip():
-            yield Text(f"{path.name}:{number}", line)
+    """One document a line."""
+    return (Text(f"{path.name}:{number}", line) for number, line in _numbered(path))
 
 
 def _folder(path: Path) -> Iterator[Text]:
@@ -128,18 +200,21 @@ def _folder(path: Path) -> Iterator[Text]:
     files = sorted(f for f in path.iterdir() if f.suffix in (".txt", ".md"))
     if not files:
         raise InputError(f"documents.source = '{path}': no .txt or .md file in this folder")
-    return (Text(f.name, _text(f)) for f in files)
+    for file in files:
+        with _opened(file) as content:
+            text = content.read()
+        yield Text(file.name, text)
 
 
 def _jsonl(path: Path, field: str) -> Iterator[Text]:
     """One JSON object a line, with the text under `field`."""
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in _numbered(path):
         if not line.strip():
             continue
         try:
             row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:  # absurd numbers, absurd nesting
+            raise InputError(f"{path}:{number}: not JSON that can be read: {error}") from None
         yield Text(f"{path.name}:{number}", _field(row, field, f"{path}:{number}"))
 
 
@@ -155,6 +230,9 @@ def _hub(name: str, field: str) -> Iterator[Text]:
     source = f"documents.source = 'hf:{name}'"
     if len(parts) > 2 or not dataset:
         raise InputError(f"{source}: expected hf:NAME[:CONFIG][:FIELD]")
+    if dataset in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
+        # It would read whatever lies in the working folder.
+        raise InputError(f"{source}: a format of files, not a dataset; name the file or its folder")
     try:
         with quiet_hub():
             config = parts[0] if parts else None
@@ -192,11 +270,24 @@ def _field(row: Any, field: str, where: str) -> str:
         raise InputError(
             f"{where}: no text under {field!r}; set documents.field to one of: {known or 'none'}"
         )
-    return str(row[field])
+    # JSON can spell half a surrogate pair, which is no text and which no tokenizer takes.
+    return str(row[field]).encode("utf-8", "replace").decode("utf-8")
 
 
-def _text(path: Path) -> str:
+def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line, read as they are asked for. Only line feeds and carriage
+    returns end a line: `str.splitlines` would also cut at form feeds and U+2028."""
+    with _opened(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            yield number, line.removesuffix("\n")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path}: not a file")
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8-sig") as content:
+            yield content
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None

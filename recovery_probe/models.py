@@ -1,15 +1,18 @@
-"""Random init, hub name, local folder or GGUF file -> a TransformerBridge to train.
+"""A Hugging Face model of any source -> a TransformerBridge to train.
 
 The bridge gives every weight its TransformerLens name and every activation a hook point. It
 also keeps the weights under their Hugging Face names, and for architectures with one joint
-query-key-value matrix it computes with a split copy: `Model` knows which tensor is which.
+query-key-value matrix it computes with a split copy: `Model` knows which tensor is which. That
+what is trained is the network that was loaded, and can be saved, is tried at every load.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from recovery_probe import documents
+from recovery_probe import sources
 from recovery_probe.config import Model as ModelSettings
-from recovery_probe.config import Settings, nearest, torch_seed
-from recovery_probe.documents import quiet_hub
+from recovery_probe.config import Settings, torch_seed
 from recovery_probe.errors import InputError
+from recovery_probe.sources import name_of, refused
+from recovery_probe.sources import train_tokenizer as train_tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
+# Largest difference of logits, relative to the largest logit, that is put down to rounding. (Some
+# architectures turn and normalise in float32 whatever the weights are.)
+ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 # TransformerLens names of the matrices that write to the residual stream, and of the others.
 OUTWARD = ("o", "out", "fc2")
 INNER = ("embed", "pos_embed", "unembed", "q", "k", "v", "in", "gate", "fc1")
@@ -54,18 +60,39 @@ class Model:
         return next(iter(self.parameters.values())).device
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids as the model's own tokenizer gives them, special tokens included."""
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+        """Token ids as the model's own tokenizer gives them, with the special tokens that it adds
+        and none that the text spells out. Raises `InputError` for one without an embedding."""
+        ids = list(self.tokenizer(text, verbose=False, split_special_tokens=True)["input_ids"])
+        known = len(self.parameters["embed.weight"])
+        if ids and max(ids) >= known:
+            raise InputError(
+                f"model.source: its tokenizer makes token {max(ids)}, and its network has "
+                f"embeddings for {known} tokens; they do not belong together"
+            )
+        return ids
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights as `save` writes them."""
+        return sum(t.numel() * t.element_size() for t in self._hf_tensors.values())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights under their Hugging Face names, joint matrices rebuilt from the split
         ones that were trained: what a plain Hugging Face model loads."""
-        rebuilt = {}
+        rebuilt: dict[int, Tensor] = {}
+        places: dict[Any, Tensor] = {}  # blocks of the same shapes split alike
         for attention in _joint_attentions(self.bridge):
             for kind in ("weight", "bias"):
                 joint = getattr(attention.qkv.original_component, kind, None)
-                if joint is not None:
-                    rebuilt[id(joint)] = _rejoin(attention, kind)
+                if joint is None:
+                    continue
+                parts = [getattr(part.original_component, kind) for part in _split(attention)]
+                shapes = (kind, *(part.shape for part in parts))
+                if shapes not in places:
+                    places[shapes] = _places(attention, kind)
+                rebuilt[id(joint)] = torch.empty_like(joint.data)
+                values = torch.cat([part.detach().flatten() for part in parts])
+                rebuilt[id(joint)].view(-1)[places[shapes]] = values
         return {name: rebuilt.get(id(t), t.detach()) for name, t in self._hf_tensors.items()}
 
     def save(self, folder: Path) -> None:
@@ -78,30 +105,49 @@ class Model:
 
 
 def load(settings: Settings) -> Model:
-    """The model of these settings, on its device, with its initial weights.
+    """The model of these settings, on its device, with its initial weights, in evaluation mode.
 
-    Raises `InputError` when the source cannot be read or the settings do not fit the model.
+    Raises `InputError` when the source cannot be read, the settings do not fit the model, or the
+    bridge would train another network than the one that was loaded.
     """
+    # Read when cuBLAS starts, which the first pass on a GPU does: deterministic products.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    wanted, device = settings.model, pick_device(settings.device)
     # Libraries draw weights from torch's global generator: lend it our seed, and put it back.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(settings.seed, "weights"))
-        return _load(settings, pick_device(settings.device))
-
-
-def _load(settings: Settings, device: torch.device) -> Model:
-    wanted = settings.model
-    hf_model, tokenizer = _random(settings) if wanted.source == "random" else _pretrained(wanted)
-    context = getattr(hf_model.config, "max_position_embeddings", None)
-    if context and settings.documents.tokens > context:
-        raise InputError(
-            f"documents.tokens = {settings.documents.tokens} is more than the {context} positions "
-            f"that {wanted.source if wanted.source != 'random' else wanted.architecture} reads"
-        )
-    hf_model.to(device=device, dtype=getattr(torch, wanted.dtype))
-    model = _bridge(hf_model, tokenizer)
+    with lent_generators(torch_seed(settings.seed, "weights"), device):
+        hf_model, tokenizer = sources.load(wanted)
+        context = getattr(hf_model.config, "max_position_embeddings", None)
+        if context and settings.documents.tokens > context:
+            name = wanted.architecture if wanted.source == "random" else wanted.source
+            raise InputError(
+                f"documents.tokens = {settings.documents.tokens} is more than the {context} "
+                f"positions that {name} reads"
+            )
+        with refused(f"{name_of(wanted)} cannot be had on {device}"):
+            hf_model.to(device)
+        model = _bridge(hf_model, tokenizer, settings)
     if wanted.source == "random" and wanted.init == "paper":
         _init_as_paper(model, wanted, torch_seed(settings.seed, "weights"))
     return model
+
+
+@contextmanager
+def lent_generators(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators, of the CPU and of this device, with our seed, and put back
+    afterwards. `torch.manual_seed` would reseed those of every GPU."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    if device.type == "mps":
+        generators.append(torch.mps._get_default_mps_generator())
+    before = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 def pick_device(name: str) -> torch.device:
@@ -112,129 +158,94 @@ def pick_device(name: str) -> torch.device:
             name = "mps"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # `meta` has no numbers to give
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n", 1)[0]
         raise InputError(f"device = {name!r} cannot be used here: {reason}") from None
     return device
 
 
-def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
-    """A Hugging Face model and its tokenizer from a GGUF file, a folder or the hub."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = Path(wanted.source)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": wanted.source}
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"model.source = {wanted.source!r}: no such file")
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    elif path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"model.source = {wanted.source!r}: the folder has no config.json")
-    elif path.exists() or wanted.source.startswith((".", "/", "~")) or wanted.source.count("/") > 1:
-        raise InputError(
-            f"model.source = {wanted.source!r}: neither a folder with config.json nor a .gguf file"
-        )
-    else:
-        where["revision"] = wanted.revision
-    try:
-        with quiet_hub():
-            tokenizer = AutoTokenizer.from_pretrained(**where)
-            model = AutoModelForCausalLM.from_pretrained(
-                **where, dtype=getattr(torch, wanted.dtype), attn_implementation="eager"
-            )
-    except Exception as error:  # every format and every missing file raises its own type
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        hint = "" if path.exists() else "; is the name right, and is there a network?"
-        raise InputError(
-            f"model.source = {wanted.source!r} cannot be loaded{hint} ({reason})"
-        ) from (error)
-    return model, tokenizer
-
-
-def _random(settings: Settings) -> tuple[Any, Any]:
-    """A Hugging Face model of the sizes asked for, randomly initialised by the seed."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-
-    wanted = settings.model
-    if wanted.architecture not in CAUSAL:
-        raise InputError(
-            f"model.architecture = {wanted.architecture!r} is not a causal model of "
-            f"transformers{nearest(wanted.architecture, CAUSAL)}"
-        )
-    if wanted.width % wanted.heads:
-        raise InputError(
-            f"model.width = {wanted.width} is not a multiple of model.heads = {wanted.heads}"
-        )
-    tokenizer = train_tokenizer(wanted.vocabulary)
-    known = AutoConfig.for_model(wanted.architecture)
-    sizes = {
-        "hidden_size": wanted.width,
-        "num_hidden_layers": wanted.depth,
-        "num_attention_heads": wanted.heads,
-        "num_key_value_heads": wanted.heads,
-        "intermediate_size": 4 * wanted.width,
-        "head_dim": wanted.width // wanted.heads,
-        "vocab_size": wanted.vocabulary,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    }
-    own = {*known.to_dict(), *known.attribute_map}
-    config = AutoConfig.for_model(
-        wanted.architecture, **{k: v for k, v in sizes.items() if k in own}
-    )
-    try:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"model.architecture = {wanted.architecture!r} cannot be built at width "
-            f"{wanted.width}, depth {wanted.depth}, {wanted.heads} heads: {reason}"
-        ) from error
-    return model, tokenizer
-
-
-def train_tokenizer(vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer trained on the built-in documents, all of them."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator((d.text for d in documents.python_topics()), trainer)
-    end = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, **end)
-
-
-def _bridge(hf_model: Any, tokenizer: Any) -> Model:
+def _bridge(hf_model: Any, tokenizer: Any, settings: Settings) -> Model:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    architecture = type(hf_model).__name__
+    wanted, architecture = settings.model, type(hf_model).__name__
     tensors = _once(hf_model.state_dict(keep_vars=True).items())
+    device = hf_model.device
+    tokens = torch.arange(min(16, settings.documents.tokens), device=device)[None]
     level = logging.getLogger().level
     try:
-        # Not boot_transformers: that one looks the tokenizer up on the hub.
-        bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
-    except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"TransformerLens cannot bridge {architecture}: {reason}") from error
+        with refused(f"{name_of(wanted)} cannot be run"):
+            plain = _training_logits(
+                hf_model.train, lambda: hf_model(input_ids=tokens, use_cache=False).logits, device
+            )
+        with refused(f"{name_of(wanted)}: TransformerLens cannot bridge {architecture}"):
+            # Not boot_transformers: that one looks the tokenizer up on the hub.
+            bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
+            bridge.tokenizer = tokenizer
+            for module in bridge.modules():
+                _skip_idle_statistics(module)
+            modules = {id(m): m for top in (bridge, hf_model) for m in top.modules()}
+            bridge.train(False)
+            live = _used_parameters(bridge, tokens)
+            model = Model(bridge, tokenizer, live, tensors, tuple(modules.values()))
+            bridged = _training_logits(model.train, lambda: bridge(tokens, use_cache=False), device)
+            _check_faithful(model, plain, bridged, tokens, wanted)
+            _check_saved(model, wanted)
     finally:
         logging.getLogger().setLevel(level)
-    bridge.tokenizer = tokenizer
-    for module in bridge.modules():
-        _skip_idle_statistics(module)
-    modules = {id(m): m for top in (bridge, hf_model) for m in top.modules()}
-    return Model(bridge, tokenizer, _used_parameters(bridge), tensors, tuple(modules.values()))
+    return model
+
+
+@torch.no_grad()
+def _training_logits(
+    train: Callable[[bool], Any], logits: Callable[[], Tensor], device: torch.device
+) -> Tensor:
+    """(1, C, vocabulary): what a network gives in training mode, under a seed of its own."""
+    train(True)
+    with lent_generators(0, device):
+        found = logits()
+    train(False)
+    return found
+
+
+@torch.no_grad()
+def _check_faithful(
+    model: Model, plain: Tensor, bridged: Tensor, tokens: Tensor, wanted: ModelSettings
+) -> None:
+    """Raise `InputError` unless the bridge gives transformers' own logits in training mode, under
+    the same seed, and no position sees a later one. `plain` and `bridged`: (1, C, vocabulary)."""
+    if (plain - bridged).abs().max() > ROUNDING[plain.dtype] * plain.abs().max():
+        config = model.bridge.original_model.config
+        drops = [f"{name} = {p:g}" for name, p in sources.probabilities(config).items() if p]
+        raise InputError(
+            f"{name_of(wanted)}: in training, TransformerLens gives other logits than transformers"
+            + (f"; take the dropout away ({', '.join(drops)}): --model.dropout 0" if drops else "")
+        )
+    half = tokens.shape[1] // 2
+    changed = torch.cat([tokens[:, :half], tokens[:, half:].flip(1) + 1], dim=1)
+    one, other = model.bridge(torch.cat([tokens, changed]), use_cache=False)[:, :half]
+    # The mean, as rounding moves few: in bfloat16 a step is as large as what a later token does.
+    if (one - other).abs().mean() > 0.1 * ROUNDING[plain.dtype] * one.abs().mean():
+        raise InputError(
+            f"{name_of(wanted)}: not a causal model: its positions see later ones, so that the "
+            "next token is no prediction"
+        )
+
+
+def _check_saved(model: Model, wanted: ModelSettings) -> None:
+    """Raise `InputError` when a weight that is trained would not be in what `save` writes: it is
+    one of the Hugging Face tensors, a part of one in the same memory (Phi-3's gate), or rejoined.
+    """
+    saved = {t.untyped_storage().data_ptr() for t in model._hf_tensors.values()}
+    for attention in _joint_attentions(model.bridge):
+        for part in _split(attention):
+            saved |= {p.untyped_storage().data_ptr() for p in part.original_component.parameters()}
+    memory = {name: p.untyped_storage().data_ptr() for name, p in model.parameters.items()}
+    if lost := [name for name, place in memory.items() if place not in saved]:
+        raise InputError(
+            f"{name_of(wanted)}: its trained weights could not be saved under Hugging Face names: "
+            + ", ".join(lost[:3])
+        )
 
 
 def _skip_idle_statistics(module: Any) -> None:
@@ -257,17 +268,15 @@ def _skip_idle_statistics(module: Any) -> None:
     module._hf_autograd_forward_with_hooks = forward
 
 
-def _used_parameters(bridge: Any) -> dict[str, Parameter]:
+def _used_parameters(bridge: Any, tokens: Tensor) -> dict[str, Parameter]:
     """TransformerLens name -> parameter, for those the loss depends on, each counted once.
 
     The bridge reaches a weight by several paths (its Hugging Face one, with wrapper modules
     between, and its own, the shortest), and keeps joint matrices it no longer reads: a tiny
     backward pass tells which are live. The others are frozen, so that nothing decays them.
     """
-    device = next(bridge.parameters()).device
-    probe = torch.tensor([[0, 1, 2, 3]], device=device)
     with torch.enable_grad():
-        bridge(probe, use_cache=False).float().pow(2).mean().backward()
+        bridge(tokens, use_cache=False).float().pow(2).mean().backward()
     shortest: dict[int, str] = {}
     found: dict[int, Parameter] = {}
     for path, parameter in nn.Module.named_parameters(bridge, remove_duplicate=False):
@@ -286,36 +295,34 @@ def _used_parameters(bridge: Any) -> dict[str, Parameter]:
 
 
 def _joint_attentions(bridge: Any) -> list[Any]:
-    return [
-        block.attn
-        for block in bridge.blocks
-        if hasattr(block.attn, "split_qkv_matrix") and hasattr(block.attn, "qkv")
-    ]
+    attentions = [getattr(block, "attn", None) for block in bridge.blocks]
+    return [a for a in attentions if hasattr(a, "split_qkv_matrix") and hasattr(a, "qkv")]
 
 
-def _rejoin(attention: Any, kind: str) -> Tensor:
-    """The joint query-key-value `kind` (weight or bias) that splits into the trained q, k, v.
+def _split(attention: Any) -> tuple[Any, Any, Any]:
+    return attention.q, attention.k, attention.v
+
+
+def _places(attention: Any, kind: str) -> Tensor:
+    """Where each entry of the split q, k and v, one after the other, stands in the joint
+    query-key-value `kind` (weight or bias), flattened.
 
     How rows interleave differs between architectures. The bridge's own split is asked: it
-    moves entries without changing them, so splitting the numbers 0, 1, 2, … tells where each
-    entry of q, k and v came from.
+    moves entries without changing them, so splitting the numbers 0, 1, 2, … tells.
     """
     joint: Parameter = getattr(attention.qkv.original_component, kind)
     stale = joint.data
     try:
         joint.data = torch.arange(stale.numel(), dtype=torch.float64).view(stale.shape)
-        sources = attention.split_qkv_matrix(attention.original_component)
+        parts = attention.split_qkv_matrix(attention.original_component)
     finally:
         joint.data = stale
-    rejoined = torch.empty_like(stale).flatten()
-    covered = 0
-    for source, part in zip(sources, (attention.q, attention.k, attention.v), strict=True):
-        index = getattr(source, kind).detach().flatten().long().to(stale.device)
-        rejoined[index] = getattr(part.original_component, kind).detach().flatten()
-        covered += index.numel()
-    if covered != stale.numel():
+    places = torch.cat([getattr(part, kind).detach().flatten() for part in parts]).long()
+    filled = torch.zeros(stale.numel(), dtype=torch.bool)
+    filled[places] = True
+    if len(places) != stale.numel() or not filled.all():
         raise InputError(f"{attention.name}: q, k and v do not make up the joint {kind}")
-    return rejoined.view(stale.shape)
+    return places.to(stale.device)
 
 
 def _once(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
@@ -331,7 +338,8 @@ def _init_as_paper(model: Model, wanted: ModelSettings, seed: int) -> None:
     """Weights as the paper's random-init runs draw them (its public code).
 
     Embeddings, query, key, value and the MLP's input: σ = √(2 / (5d)); the two projections
-    back into the residual stream: σ = 2 / (L√d). Norms start at 1, biases at 0.
+    back into the residual stream: σ = 2 / (L√d). Norms start as the library has them, with a
+    gain of 1 (a weight of 0 where it is stored less 1), biases at 0.
     """
     inner = math.sqrt(2 / (5 * wanted.width))
     outward = 2 / (wanted.depth * math.sqrt(wanted.width))
@@ -342,7 +350,7 @@ def _init_as_paper(model: Model, wanted: ModelSettings, seed: int) -> None:
         if kind == "bias":
             parameter.zero_()
         elif role.startswith("ln") or role.endswith(("_norm", "_ln")):
-            parameter.fill_(1.0)
+            continue
         elif role in OUTWARD:
             parameter.copy_(torch.randn(parameter.shape, generator=rng) * outward)
         elif role in INNER:

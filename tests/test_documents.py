@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
+import itertools
 import json
+import os
+import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +18,14 @@ from conftest import tiny
 
 import recovery_probe as rp
 from recovery_probe import documents
+from recovery_probe.models import train_tokenizer
 
-TEXTS = [f"Document number {i}. " + "It tells of many things. " * (i + 1) for i in range(12)]
+
+def random_text(i: int, length: int) -> str:
+    return "".join(random.Random(i).choices("abcdefghijklmnop ", k=length))
+
+
+TEXTS = [random_text(i, 30 + 60 * i) for i in range(12)]
 
 
 def characters(text: str) -> list[int]:
@@ -76,20 +87,63 @@ def test_python_topics_are_chosen_by_the_seed() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("gensim") is None, reason="the extra `lee`")
 def test_lee() -> None:
-    docs = load("lee", count=200, held_out=50)
-    assert len(set(docs.digests)) > 240
+    tokenizer = train_tokenizer(4096)
+    settings = tiny(documents={"source": "lee", "count": 200, "held_out": 50, "tokens": 64})
+    docs = documents.load(settings, lambda text: tokenizer(text)["input_ids"])
+    assert len({tuple(row) for row in docs.tokens.tolist()}) == 250
     assert all(len(t.text) > 100 for t in docs.texts)
+    assert docs.left_out["duplicates"] > 0  # the corpus has several articles twice
 
 
 def test_short_documents_are_padded_or_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "texts.txt"
-    path.write_text("\n".join(["abcd"] * 3 + ["a" * 60] * 7))
-    padded = load(path, count=8)
+    short, long = ["abcd", "efgh", "ijkl"], [random_text(i, 60) for i in range(6)]
+    path.write_text("\n".join(short + long))
+    padded = load(path, count=7)
     assert sorted(set(padded.lengths.tolist())) == [4, 50]
-    assert padded.left_out == 0
+    assert set(padded.left_out.values()) == {0}
     kept = load(path, min_tokens=50)
     assert set(kept.lengths.tolist()) == {50}
-    assert kept.left_out == 3
+    assert 0 < kept.left_out["too_short"] <= 3
+    with pytest.raises(rp.InputError, match=r"has 6 that will do \(3 are shorter than 50 tokens"):
+        load(path, min_tokens=50, count=5)
+
+
+def test_copies_and_near_copies_are_neither_trained_on_nor_held_out(tmp_path: Path) -> None:
+    """Each group of lines says one thing: whichever is drawn first, one of them is taken."""
+    a, b, c, d, e, f = (random_text(i, 60) for i in range(6))
+    groups = [
+        [a, a, a[:50] + "an end beyond the tokens that are kept"],
+        [b, b[:20] + "!" + b[21:40] + "!" + b[41:]],  # two characters changed
+        [c, "One. " + c],  # moved along
+        [d, d[:15]],  # a piece
+        [e],
+        [f],
+    ]
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(line for group in groups for line in group))
+    for seed in range(8):
+        wanted = {"source": str(path), "count": 4, "held_out": 2, "tokens": 50, "min_tokens": 2}
+        docs = documents.load(tiny(seed=seed, documents=wanted), characters)
+        where = {i for t in docs.texts for i, group in enumerate(groups) if t.text in group}
+        assert where == set(range(6))
+    with pytest.raises(rp.InputError, match="2 are copies of another, 3 are nearly copies"):
+        load(path, count=5)
+
+
+def test_no_held_out_document_of_the_quickstart_is_nearly_a_trained_one() -> None:
+    """The oracle is difflib, by length of what two documents have in common in order."""
+    settings = rp.preset("quickstart")
+    tokenizer = train_tokenizer(settings.model.vocabulary)
+    docs = documents.load(settings, lambda text: tokenizer(text)["input_ids"])
+    rows = docs.tokens.tolist()
+    likeness = [
+        difflib.SequenceMatcher(None, trained, held_out, autojunk=False).ratio()
+        for trained, held_out in itertools.product(rows[:20], rows[20:])
+    ]
+    assert max(likeness) < 0.5  # "break" would have .78 with "continue"
+    assert "continue" in {t.name for t in docs.texts[:20]}
+    assert docs.left_out["near_duplicates"] == 1
 
 
 @pytest.mark.parametrize(
@@ -104,17 +158,121 @@ def test_too_few(tmp_path: Path, changes: dict[str, object], said: str) -> None:
         load(make("lines", tmp_path), **changes)
 
 
+def test_pool_is_named_when_it_is_the_limit(tmp_path: Path) -> None:
+    said = r"has 5 that will do among its first 5 \(documents.pool\).*or raise documents.pool"
+    with pytest.raises(rp.InputError, match=said):
+        load(make("lines", tmp_path), pool=5)
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    marks = "\u2028\u2029\x85\x0b\x0c\x1c"
+    texts = [t[:10] + mark + t[10:] for t, mark in zip(TEXTS, marks, strict=False)]
+    (tmp_path / "a.txt").write_text("\r\n".join(texts), newline="", encoding="utf-8")
+    rows = [json.dumps({"text": t}, ensure_ascii=False) for t in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    for name in ("a.txt", "a.jsonl"):
+        assert [t.text for t in documents.read(str(tmp_path / name))] == texts
+
+
+def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One", encoding="utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"text": "One"}', encoding="utf-8-sig")
+    for source in (tmp_path / "a.txt", tmp_path / "a.jsonl", tmp_path):
+        assert [t.text for t in documents.read(str(source))] == ["One"]
+
+
+def test_a_file_is_read_as_far_as_pool(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    rows = [json.dumps({"text": t}) for t in TEXTS]
+    path.write_text("\n".join([*rows[:6], "not JSON", *rows[6:]]))
+    assert len(load(path, pool=6).texts) == 6
+
+
+def test_long_texts_are_not_tokenised_whole(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(random_text(i, 200_000) for i in range(6)))
+    asked: list[int] = []
+
+    def counting(text: str) -> list[int]:
+        asked.append(len(text))
+        return characters(text)
+
+    wanted = {"source": str(path), "count": 4, "held_out": 2, "tokens": 50, "min_tokens": 60}
+    docs = documents.load(tiny(documents=wanted), counting)
+    assert sum(asked) < 20_000
+    assert docs.tokens[0].tolist() == characters(docs.texts[0].text)[:50]
+
+
+def test_the_first_tokens_of_a_long_text_are_the_whole_texts() -> None:
+    """With a tokenizer that joins many characters, and one that is nowhere near a word's end."""
+    tokenizer = train_tokenizer(4096)
+
+    def tokenize(text: str) -> list[int]:
+        return list(tokenizer(text, verbose=False)["input_ids"])
+
+    topics = "\n".join(t.text for t in documents.python_topics())
+    for text in (topics, " " * 30_000 + topics, "=" * 50_000, topics.replace(" ", "")):
+        assert documents.first_tokens(text, tokenize, 24) == tokenize(text)[:24]
+    lines = "\n".join("x" * (700 + i) for i in range(60))  # a token of its length for each line
+    found = documents.first_tokens(lines, lambda text: [len(t) for t in text.split("\n")], 24)
+    assert found == list(range(700, 724))
+
+
+def test_blank_texts_are_no_documents(tmp_path: Path) -> None:
+    folder = make("folder", tmp_path)
+    for i in range(20):
+        (folder / f"blank{i}.txt").write_text(" \n\x0c\n")
+    assert all(t.text.strip() for t in load(folder, count=10).texts)
+
+
+def test_half_a_surrogate_pair_reaches_no_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"\ud800 {t}"}) for t in TEXTS))
+    tokenizer = train_tokenizer(300)
+    wanted = {"source": str(path), "count": 4, "held_out": 2, "min_tokens": 2}
+    docs = documents.load(tiny(documents=wanted), lambda text: tokenizer(text)["input_ids"])
+    assert docs.texts[0].text.startswith("? ")
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    for kind in ("pipe", "folder"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        (folder / "a.txt").write_text("A text")
+        if kind == "pipe":
+            os.mkfifo(folder / "b.txt")
+        else:
+            (folder / "b.txt").mkdir()
+        with pytest.raises(rp.InputError, match=r"b\.txt: not a file"):
+            load(folder)
+
+
+def test_a_format_is_not_a_dataset_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "private.json").write_text(json.dumps([{"text": t} for t in TEXTS]))
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    with pytest.raises(rp.InputError, match=r"hf:json:text.*a format of files, not a dataset"):
+        load("hf:json:text")
+    assert time.monotonic() - start < 10
+
+
 def test_unreadable_sources(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00\x81")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{not json}\n')
     (tmp_path / "list.jsonl").write_text("[1, 2]\n")
+    (tmp_path / "long.jsonl").write_text('{"text": "a", "id": ' + "9" * 5000 + "}\n")
+    (tmp_path / "deep.jsonl").write_text('{"text": "a", "id": ' + "[" * 100_000 + "\n")
     for name, said in {
         "missing.txt": "no such file or folder",
         "empty": "no .txt or .md file",
         "bytes.txt": "cannot be read as UTF-8",
         "bad.jsonl": "bad.jsonl:2: not JSON",
         "list.jsonl": "a list, not an object",
+        "long.jsonl": "long.jsonl:1: not JSON that can be read",
+        "deep.jsonl": "deep.jsonl:1: not JSON that can be read",
     }.items():
         with pytest.raises(rp.InputError, match=said):
             load(tmp_path / name)

@@ -95,7 +95,7 @@ def test_a_gguf_file_trains_and_starts_where_transformers_reads_it(tmp_path: Pat
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "gpt2"])
 def test_every_parameter_has_one_transformer_lens_name(architecture: str) -> None:
-    settings = tiny(model={"architecture": architecture, "init": "library"})
+    settings = tiny(model={"architecture": architecture, "init": "library", "dropout": 0})
     model = models.load(settings)
     assert len({id(p) for p in model.parameters.values()}) == len(model.parameters)
     assert {"embed.weight", "blocks.0.attn.q.weight", "blocks.1.mlp.out.weight"} <= set(
@@ -154,7 +154,8 @@ def test_context_and_device() -> None:
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "gpt2"])
 def test_modes_are_the_bridges_own(architecture: str) -> None:
-    model = models.load(tiny(model={"architecture": architecture, "init": "library"}))
+    wanted = {"architecture": architecture, "init": "library", "dropout": 0}
+    model = models.load(tiny(model=wanted))
     modules = [*model.bridge.modules(), *model.bridge.original_model.modules()]
     for training in (True, False):
         model.bridge.train(not training)

@@ -1,0 +1,233 @@
+"""Random init, hub name, local folder or GGUF file -> a Hugging Face model and its tokenizer.
+
+Nothing that is read is run: no code from a model's folder or from the hub, and no pickle.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recovery_probe import documents
+from recovery_probe.config import Model as ModelSettings
+from recovery_probe.config import nearest
+from recovery_probe.documents import quiet_hub
+from recovery_probe.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+# What configurations call the width inside an MLP: the usual name, OPT's, that of experts.
+MLP_WIDTHS = (
+    "intermediate_size",
+    "ffn_dim",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
+
+
+def load(wanted: ModelSettings) -> tuple[Any, Any]:
+    """A Hugging Face model on the CPU, in the number format asked for, and its tokenizer.
+
+    Raises `InputError` when it cannot be had.
+    """
+    model, tokenizer = _random(wanted) if wanted.source == "random" else _pretrained(wanted)
+    return model.to(getattr(torch, wanted.dtype)), tokenizer
+
+
+def name_of(wanted: ModelSettings) -> str:
+    """What the user asked for, to begin a message with."""
+    if wanted.source != "random":
+        return f"model.source = {wanted.source!r}"
+    return (
+        f"model.architecture = {wanted.architecture!r} at width {wanted.width}, depth "
+        f"{wanted.depth}, {wanted.heads} heads"
+    )
+
+
+@contextmanager
+def refused(said: str) -> Iterator[None]:
+    """Whatever a library raises becomes one line: each architecture and each broken file has
+    its own way to fail."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{said}: {type(error).__name__} {reason}".rstrip()) from error
+
+
+def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(wanted.source)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": wanted.source}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.source = {wanted.source!r}: no such file")
+        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    elif path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"model.source = {wanted.source!r}: the folder has no config.json")
+        if not any(path.glob("*.safetensors")) and any(path.glob("pytorch_model*.bin")):
+            raise InputError(
+                f"model.source = {wanted.source!r}: the folder has its weights as a pickle, which "
+                "is not read; save them as model.safetensors (save_pretrained does)"
+            )
+    elif path.exists() or wanted.source.startswith((".", "/", "~")) or wanted.source.count("/") > 1:
+        raise InputError(
+            f"model.source = {wanted.source!r}: neither a folder with config.json nor a .gguf file"
+        )
+    else:
+        where["revision"] = wanted.revision
+    where["trust_remote_code"] = False
+    hint = "" if path.exists() else "; is the name right, and is there a network?"
+    try:
+        with quiet_hub(), refused(f"model.source = {wanted.source!r} cannot be loaded{hint}"):
+            config = AutoConfig.from_pretrained(**where)
+            _set_dropout(config, wanted)
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                **where,
+                config=config,
+                dtype=getattr(torch, wanted.dtype),
+                attn_implementation="eager",
+                use_safetensors=None if path.suffix == ".gguf" else True,
+                output_loading_info=True,
+            )
+            read = set(tokenizer("Some text.")["input_ids"])
+    except InputError as error:
+        if "trust_remote_code" in str(error.__cause__):
+            raise InputError(
+                f"model.source = {wanted.source!r}: a model that brings its own code, which is "
+                "not run; take one whose type transformers knows"
+            ) from None
+        raise
+    # transformers would draw these at random, and train all the same.
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"model.source = {wanted.source!r}: {len(missing)} of its weights are missing: "
+            + ", ".join(missing[:3])
+            + (", ..." if len(missing) > 3 else "")
+        )
+    if not read - set(tokenizer.all_special_ids):
+        raise InputError(
+            f"model.source = {wanted.source!r}: no tokenizer there, or an empty one; put the "
+            "model's tokenizer.json and tokenizer_config.json beside its weights"
+        )
+    return model, tokenizer
+
+
+def _random(wanted: ModelSettings) -> tuple[Any, Any]:
+    """A model of the sizes asked for, its weights drawn from torch's global generator."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    if wanted.architecture not in CAUSAL:
+        raise InputError(
+            f"model.architecture = {wanted.architecture!r} is not a causal model of "
+            f"transformers{nearest(wanted.architecture, CAUSAL)}"
+        )
+    if wanted.width % wanted.heads:
+        raise InputError(
+            f"model.width = {wanted.width} is not a multiple of model.heads = {wanted.heads}"
+        )
+    _check_memory(wanted)
+    L, head = wanted.depth, wanted.width // wanted.heads
+    sizes = {
+        "hidden_size": wanted.width,
+        "num_hidden_layers": L,
+        "num_attention_heads": wanted.heads,
+        "num_key_value_heads": wanted.heads,
+        **dict.fromkeys(MLP_WIDTHS, 4 * wanted.width),
+        "head_dim": head,
+        "rotary_dim": min(64, head),  # GPT-J and CodeGen have 64 of their 256
+        # GPT-Neo: global and local in turn, as the library has it at its own depth
+        "attention_types": [
+            [["global", "local"], wanted.depth // 2],
+            [["global"], wanted.depth % 2],
+        ],
+        "vocab_size": wanted.vocabulary,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    with refused(f"{name_of(wanted)} cannot be built"):
+        known = AutoConfig.for_model(wanted.architecture)
+        own = {*known.to_dict(), *known.attribute_map}
+        config = AutoConfig.for_model(
+            wanted.architecture, **{k: v for k, v in sizes.items() if k in own}
+        )
+        _check_sizes(config, sizes, wanted)
+        _set_dropout(config, wanted)
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", trust_remote_code=False
+        )
+    return model, train_tokenizer(wanted.vocabulary)
+
+
+def _check_sizes(config: Any, sizes: dict[str, Any], wanted: ModelSettings) -> None:
+    """Raise `InputError` when a configuration did not take the sizes: one with a part for text
+    and a part for images would be built at its own, of gigabytes."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    text = config.get_text_config()
+    if other := [n for n in names if getattr(text, n, sizes[n]) != sizes[n]]:
+        raise InputError(
+            f"{name_of(wanted)} cannot be built: it takes other sizes, "
+            + ", ".join(f"{name} = {getattr(text, name)}" for name in other)
+        )
+
+
+def _set_dropout(config: Any, wanted: ModelSettings) -> None:
+    """Give every dropout probability of a Hugging Face configuration the value asked for."""
+    if wanted.dropout == "own":
+        return
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        for name in probabilities(part):
+            setattr(part, name, wanted.dropout)
+
+
+def probabilities(config: Any) -> dict[str, float]:
+    """Name -> value of every dropout probability of a configuration: `resid_pdrop`,
+    `attention_dropout`, `layerdrop`, ..."""
+    return {
+        name: float(value)
+        for name, value in config.to_dict().items()
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _check_memory(wanted: ModelSettings) -> None:
+    """Refuse at once what would be built until memory ends: the attention's and the embedding's
+    weights alone are counted, so that nothing that fits is refused."""
+    weights = wanted.depth * 4 * wanted.width**2 + wanted.vocabulary * wanted.width
+    needed = weights * (8 if wanted.dtype == "float64" else 4)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError(
+            f"{name_of(wanted)}: its weights take at least {needed / 1e9:.0f} GB, and this "
+            f"machine has {there / 1e9:.0f} GB of memory"
+        )
+
+
+def train_tokenizer(vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer trained on the built-in documents, all of them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((d.text for d in documents.python_topics()), trainer)
+    end = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **end)
