@@ -31,17 +31,17 @@ class Documents:
 
     # python-topics (built in), a .txt, .jsonl or folder, lee, or hf:NAME[:CONFIG][:FIELD]
     source: str = "python-topics"
-    # T, documents trained on
+    # T, documents trained on; at least 2
     count: Annotated[int, Ge(2)] = 20
-    # C, tokens kept of each document; shorter documents are padded, the padding masked
+    # C, tokens kept of each document, at least 2; shorter ones are padded, the padding masked
     tokens: Annotated[int, Ge(2), Le(2**20)] = 64
     # H, documents evaluated like the others and never trained on
     held_out: Annotated[int, Ge(0)] = 5
-    # leave out documents with fewer tokens than this
+    # leave out documents with fewer tokens than this, at least 2
     min_tokens: Annotated[int, Ge(2)] = 2
     # the field that holds the text, in JSONL files and hub datasets
     field: str = "text"
-    # read at most this many documents of the source, from its start
+    # read at most this many documents of the source, from its start; at least 2
     pool: Annotated[int, Ge(2), Le(10**9)] = 1000
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
@@ -63,8 +63,8 @@ class Model:
     depth: Annotated[int, Ge(1), Le(1000)] = 6
     # random: attention heads per block
     heads: Annotated[int, Ge(1)] = 4
-    # random: size of the byte-level BPE vocabulary trained on the built-in documents; they make
-    # some 9000 entries at most, and embeddings beyond those are never read
+    # random: size of the byte-level BPE vocabulary trained on the built-in documents, 257 or more;
+    # they make some 9000 entries at most, and embeddings beyond those are never read
     vocabulary: Annotated[int, Ge(257), Le(2**20)] = 4096
     # random: the paper's scheme, or the one of the transformers library
     init: Literal["paper", "library"] = "paper"
@@ -93,9 +93,9 @@ class Optimizer:
     """How a gradient becomes an update."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"  # plain descent is sgd without momentum
-    # learning rate
+    # learning rate, above 0
     lr: Annotated[float, Gt(0)] = 0.1
-    # sgd only
+    # sgd only; from 0 to below 1
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     # L2 penalty (sgd, adam) or decoupled decay (adamw)
     weight_decay: Annotated[float, Ge(0)] = 0.0
@@ -181,9 +181,9 @@ class Settings:
 
     # decides the choice and order of documents, the shuffles, the initial weights, dropout
     seed: Annotated[int, Ge(0)] = 0
-    # E, passes over the documents
+    # E, passes over the documents; at least 1
     epochs: Annotated[int, Ge(1)] = 6
-    # M, gradient steps per episode
+    # M, gradient steps per episode; at least 1
     steps: Annotated[int, Ge(1)] = 10
     # auto, cpu, cuda, cuda:1, mps
     device: str = "auto"
@@ -196,7 +196,8 @@ class Settings:
     threads: Annotated[int, Ge(0), Le(1024)] = 0
     # what is recorded beside losses: installed names, or file.py:CLASS
     recorders: tuple[str, ...] = ("residual_stream", "gradients", "weight_deltas", "checkpoints")
-    # size of the sketch of a module's gradient or update; errors of cosines fall as 1/sqrt of it
+    # size of the sketch of a module's gradient or update, 1 to 4096; errors of cosines fall as
+    # 1/sqrt of it
     sketch: Annotated[int, Ge(1), Le(4096)] = 127
     # what is read, over and over
     documents: Documents = field(default_factory=Documents)

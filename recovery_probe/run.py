@@ -183,8 +183,9 @@ class Run:
         for group in (TRAINING, *self.recorders):
             with store.reading(f"{self.path}: {group}"):
                 self._check_chunks(group)
-            arrays = zarr.open_group(self.path / "record.zarr" / group, mode="r").arrays()
-            for name, array in arrays:
+                opened = zarr.open_group(self.path / "record.zarr" / group, mode="r")
+                arrays = dict(opened.arrays())
+            for name, array in arrays.items():
                 with store.reading(f"{self.path}: {group}/{name}"):
                     step = array.chunks[0] if array.ndim else 1
                     for start in range(0, array.shape[0] if array.ndim else 0, step):

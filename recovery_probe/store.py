@@ -90,7 +90,10 @@ def reading(what: object) -> Iterator[None]:
     """Name what was being read when it turns out to be damaged: every library has errors of its
     own for that."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of an array without its metadata, Zarr says no more than this.
+            warnings.filterwarnings("error", message="Object at .* is not recognized")
+            yield
     except InputError:
         raise
     except Exception as error:

@@ -146,6 +146,11 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     from recovery_probe import config
 
     assert all(f"--{name}" in out for name in config.names())
+    assert "usage: recovery-probe train quickstart" in out
+    assert "python -m recovery_probe.train quickstart --out" in out, "an example"
+    plain = " ".join(out.replace("│", " ").split())
+    assert "T, documents trained on; at least 2" in plain, "ranges"
+    assert "{None}" not in plain
 
 
 def test_the_readmes_command_end_to_end(tmp_path: Path) -> None:
@@ -263,3 +268,22 @@ def test_a_users_own_folder_called_analyses_is_in_nobodys_way(here: Path) -> Non
     done = subprocess.run(command, cwd=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "recovery " in done.stdout
+
+
+def test_the_list_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["analyze", "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(plugins.installed("analyses"))
+    starts = {len(line) - len(line.split(maxsplit=1)[1]) for line in lines}
+    assert len(starts) == 1
+    assert all(line.endswith("?") for line in lines)
+
+
+def test_dotted_names_and_near_misses() -> None:
+    assert rp.preset("quickstart", **{"optimizer.lr": 0.05}).optimizer.lr == 0.05
+    both = rp.preset("quickstart", optimizer={"name": "adam"}, **{"optimizer.lr": 0.01})
+    assert (both.optimizer.name, both.optimizer.lr) == ("adam", 0.01)
+    with pytest.raises(rp.InputError, match=r"did you mean 'optimizer\.lr'"):
+        rp.preset("quickstart", learning_rate=0.1)
+    with pytest.raises(rp.InputError, match=r"did you mean 'optimizer\.lr'"):
+        rp.preset("quickstart", **{"optimizer.learning_rate": 0.1})
