@@ -301,9 +301,9 @@ def preset(name: str, **changes: Any) -> Settings:
         )
     values = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
     for key, change in changes.items():
-        table, dot, name = key.partition(".")
+        table, dot, setting = key.partition(".")
         if dot:
-            change = {name: change}
+            change = {setting: change}
         merged = isinstance(change, dict) and isinstance(values.get(table, {}), dict)
         values[table] = {**values.get(table, {}), **change} if merged else change
     return from_dict(values, f"preset {name}")
@@ -321,8 +321,8 @@ def names(part: Any = Settings, prefix: str = "") -> Iterator[str]:
 
 def nearest(word: str, known: Any) -> str:
     """`; did you mean 'x'?`, or nothing when no known word is near."""
-    word = word.replace("learning_rate", "lr")
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    word, known = word.replace("learning_rate", "lr"), list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if not close:  # the last part may be right: `lr` of `optimizer.lr`
         last = {name.rpartition(".")[2]: name for name in known}
         close = [last[n] for n in difflib.get_close_matches(word, list(last), n=1, cutoff=0.7)]
