@@ -35,6 +35,8 @@ from recovery_probe.config import Settings
 from recovery_probe.errors import InputError, Missing
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from recovery_probe.documents import Documents
     from recovery_probe.models import Model
     from recovery_probe.recorders import Array
@@ -197,6 +199,13 @@ class Run:
     def recovery(self) -> float:
         """Recovery so far: mean over the documents of each one's latest score; NaN before any."""
         return recovery_so_far(self.losses.values, self.schedule.values)
+
+    def plot(self) -> Figure:
+        """The picture, its control beside it: mean loss against episodes until a document's next
+        turn. Raises `Missing` before any document waits for one."""
+        from recovery_probe import picture
+
+        return picture.draw(picture.numbers(self, self.controls))
 
     def summary(self) -> dict[str, str]:
         """What the run is, in a few words each."""
