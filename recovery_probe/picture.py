@@ -70,6 +70,16 @@ def _one(run: Run) -> xr.Dataset:
     )
 
 
+def of_seeds(groups: Sequence[tuple[Run, Sequence[Run]]]) -> xr.Dataset:
+    """`numbers` of each run with its controls; of several, which differ in their seed, along a
+    dimension `seed`. Raises `Missing` where `numbers` does."""
+    parts = [numbers(run, controls) for run, controls in groups]
+    if len(parts) == 1:
+        return parts[0]
+    parts = [part.assign_coords(run=parts[0].run) for part in parts]
+    return xr.concat(parts, "seed", join="outer", fill_value={"loss": np.nan, "documents": 0})
+
+
 def reading(dataset: xr.Dataset) -> str:
     """How to read the picture, and how far the last line that is whole falls before the turn,
     from its top where half of the documents count or more."""
