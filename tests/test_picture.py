@@ -13,9 +13,10 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_hex
 from nbclient import NotebookClient
+from recovery_probe_analyses import gradient_similarity, loss_curves
 
 import recovery_probe as rp
-from recovery_probe import picture, stats
+from recovery_probe import picture, plots, stats
 
 
 def by_hand(run: rp.Run, epoch: int, until: int) -> list[float]:
@@ -135,3 +136,20 @@ def test_every_shipped_picture_says_its_commit() -> None:
     for file in (Path(__file__).parents[1] / "docs").glob("*.svg"):
         assert "commit " in file.read_text()
         assert "<text" not in file.read_text()
+
+
+def test_the_example_is_not_the_document_that_comes_first(pair: rp.Run) -> None:
+    """Document 0 opens the shuffled control too, so that its two curves look alike."""
+    numbers = loss_curves.compute(pair, controls=pair.controls)
+    assert numbers.attrs["focal"] == 2
+    np.testing.assert_array_equal(numbers.focal[0], pair.losses[:, 2])
+
+
+def test_a_map_of_cosines_is_white_at_0(pair: rp.Run) -> None:
+    numbers = gradient_similarity.compute(pair, controls=pair.controls)
+    fig = gradient_similarity.plot(numbers)
+    images = [image for axes in fig.axes for image in axes.images]
+    assert len(images) == 4
+    for image in images:
+        assert image.get_cmap().name == plots.DIVERGING["cmap"]
+        assert image.norm.vmin == -image.norm.vmax
