@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Plain
 
 P = ParamSpec("P")
 
@@ -46,11 +46,20 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+class Figure(Plain):
+    """One that a notebook shows wherever it is returned. A figure made without pyplot has no
+    image there, unless pyplot happened to be imported in an earlier cell."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        width, height = (int(inches * STYLE["figure.dpi"]) for inches in self.get_size_inches())
+        return _as(self, "png"), {"width": width, "height": height}
+
+
+def styled(plot: Callable[P, Plain]) -> Callable[P, Plain]:
     """Make a plot function draw in the shared style, wherever it is called from."""
 
     @functools.wraps(plot)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Plain:
         with mpl.rc_context(STYLE):
             return plot(*args, **kwargs)
 
@@ -83,7 +92,7 @@ def colour(index: int) -> str:
 
 def by_epoch(epochs: int) -> list[Any]:
     """A colour for each epoch, dark to light."""
-    return [mpl.colormaps["viridis"](0.9 * e / max(1, epochs - 1)) for e in range(epochs)]
+    return [mpl.colormaps["viridis"](0.85 * e / max(1, epochs - 1)) for e in range(epochs)]
 
 
 def note(axes: Axes, text: str) -> None:
@@ -91,13 +100,18 @@ def note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, wrap=True)
 
 
-def write(fig: Figure, path: Path) -> None:
+def write(fig: Plain, path: Path) -> None:
     """PATH.png, PATH.svg and PATH.pdf, each put in place when whole."""
-    undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    for kind in ("png", "svg", "pdf"):
+        aside = path.with_name(f"{path.name}.{kind}.partial")
+        aside.write_bytes(_as(fig, kind))
+        os.replace(aside, path.with_name(f"{path.name}.{kind}"))
+
+
+def _as(fig: Plain, kind: str) -> bytes:
+    """The figure as a file of that kind, in the shared style and undated."""
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        for kind, metadata in undated.items():
-            buffer = io.BytesIO()
-            fig.savefig(buffer, format=kind, metadata=metadata)
-            aside = path.with_name(f"{path.name}.{kind}.partial")
-            aside.write_bytes(buffer.getvalue())
-            os.replace(aside, path.with_name(f"{path.name}.{kind}"))
+        fig.savefig(buffer, format=kind, metadata=undated.get(kind))
+    return buffer.getvalue()

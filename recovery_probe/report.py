@@ -14,8 +14,9 @@ import jinja2
 import numpy as np
 import xarray as xr
 
-from recovery_probe import config
+from recovery_probe import config, picture, plots
 from recovery_probe.analysis import HIGH, LOW, P, coordinate, is_estimate, points, with_p
+from recovery_probe.errors import Missing
 from recovery_probe.run import Run
 
 ROWS = 120  # a longer table is left to NAME.zarr
@@ -23,16 +24,19 @@ Groups = Sequence[tuple[Run, list[Run]]]
 
 
 def html(groups: Groups, summary: dict[str, Any], folder: Path) -> str:
-    """The page for runs and their controls, from their `summary` and the figures in `folder`.
+    """The page for runs and their controls, from their `summary` and the figures in `folder`,
+    into which the picture (`picture.draw`) is drawn.
 
     Nothing on it is fetched from elsewhere, and every text of a document is escaped.
     """
-    return _render("report.html.jinja", groups, summary, lambda name: _inline(folder, name))
+    return _render("report.html.jinja", groups, summary, folder, lambda name: _inline(folder, name))
 
 
 def markdown(groups: Groups, summary: dict[str, Any], folder: Path) -> str:
     """The same as Markdown, with the PNG figures beside it."""
-    return _render("report.md.jinja", groups, summary, lambda name: f"{folder.name}/{name}.png")
+    return _render(
+        "report.md.jinja", groups, summary, folder, lambda name: f"{folder.name}/{name}.png"
+    )
 
 
 WRITERS: dict[str, Callable[[Groups, dict[str, Any], Path], str]] = {"html": html, "md": markdown}
@@ -84,23 +88,62 @@ def _words(name: Any) -> str:
 
 
 def _render(
-    template: str, groups: Groups, summary: dict[str, Any], figure: Callable[[str], str]
+    template: str,
+    groups: Groups,
+    summary: dict[str, Any],
+    folder: Path,
+    figure: Callable[[str], str],
 ) -> str:
     runs = [run for run, _ in groups]
-    first, many = runs[0], len(runs) > 1
+    drawn, reading = _picture(groups, folder)
     return _template(template).render(
-        title=f"{len(runs)} runs, {first.path.resolve().name} first"
-        if many
-        else first.path.resolve().name,
+        title=_title(runs),
+        picture=figure("picture") if drawn else None,
+        reading=reading,
         runs=runs,
         controls=[c for _, own in groups for c in own],
-        summary=first.summary(),
+        summary=runs[0].summary(),
         analyses=[{**a, "figure": figure(name)} for name, a in summary["analyses"].items()],
-        headline=summary["analyses"].get("recovery"),
         not_done=summary["not_done"],
         documents=[_documents(run) for run in runs],
-        settings=config.to_toml(first.config),
+        settings=config.to_toml(runs[0].config),
     )
+
+
+def _picture(groups: Groups, folder: Path) -> tuple[bool, str]:
+    """Draw it as `folder/picture`; whether it could be, and how to read it or why it is not."""
+    try:
+        dataset = picture.of_seeds(groups)
+    except Missing as missing:
+        return False, str(missing)
+    folder.mkdir(parents=True, exist_ok=True)
+    plots.write(picture.draw(dataset), folder / "picture")
+    seeds = f" The mean of {len(groups)} seeds; faint: each." if len(groups) > 1 else ""
+    return True, picture.reading(dataset) + seeds
+
+
+def _title(runs: Sequence[Run]) -> str:
+    """`quickstart/cyclic: gpt_neox, 6 blocks, …`, of several runs the first."""
+    name = "/".join(runs[0].path.resolve().parts[-2:]).lstrip("/")
+    return (
+        f"{name}{f' and {len(runs) - 1} more seeds' if len(runs) > 1 else ''}: "
+        + (runs[0].summary()["model"])
+    )
+
+
+def _flat(facts: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """(dotted name, value) of facts within facts."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in facts.items():
+        inner = isinstance(value, dict) and value
+        rows += _flat(value, f"{before}{name}.") if inner else [(before + name, _listed(value))]
+    return rows
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value in (None, {}, "") else value
 
 
 def _documents(run: Run) -> list[dict[str, Any]]:
@@ -119,6 +162,7 @@ def _template(name: str) -> jinja2.Template:
     env = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    env.filters["flat"] = _flat
     # One line of a Markdown table: no bar, no line break, nothing that starts code.
     env.filters["cell"] = lambda text: " ".join(
         str(text).replace("|", "¦").replace("`", "'").split()

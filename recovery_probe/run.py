@@ -254,13 +254,6 @@ class Run:
         """Episodes done at every checkpoint, in order."""
         return checkpoints(self.path)
 
-    def plot(self) -> Figure:
-        """The picture: mean loss against episodes until the document's next turn, a line an epoch,
-        beside the run's controls."""
-        from recovery_probe import picture
-
-        return picture.draw(picture.numbers(self, self.controls))
-
     def _checkpoint(self, episodes_done: int) -> Path:
         known = checkpoints(self.path)
         if episodes_done not in known:
@@ -281,6 +274,13 @@ class Run:
     def recovery(self) -> float:
         """Recovery so far: median over the documents of each one's latest score; NaN before any."""
         return recovery_so_far(self.losses.values, self.schedule.values)
+
+    def plot(self) -> Figure:
+        """The picture, its control beside it: mean loss against episodes until a document's next
+        turn. Raises `Missing` before any document waits for one."""
+        from recovery_probe import picture
+
+        return picture.draw(picture.numbers(self, self.controls))
 
     def summary(self) -> dict[str, str]:
         """What the run is, in a few words each."""

@@ -291,3 +291,21 @@ def mantel(
         scale = np.sqrt((x @ x) * (y @ y))
         r[k] = x @ y / scale if scale > 0 else np.nan
     return float(r[0]), float(permutation_p(abs(r[0]), np.abs(r[1:])))
+
+
+def until_turn(losses: Floats, schedule: NDArray[np.integer], documents: int) -> Floats:
+    """(documents, waits, lags): the loss of each document while it waits for its next turn.
+
+    `[d, n, k]` is document d's, k episodes before its (n+2)-th episode and after its (n+1)-th:
+    k = 0 right before, the last k of a wait right after. NaN beyond a wait's length. Any schedule
+    will do; the wait after a document's last episode has no end and is left out.
+    """
+    turns = [np.flatnonzero(schedule == document) for document in range(documents)]
+    spans = [np.diff(episodes) for episodes in turns]
+    lags = max((int(span.max()) for span in spans if len(span)), default=0)
+    found = np.full((documents, max(map(len, spans), default=0), lags), np.nan)
+    for document, (episodes, span) in enumerate(zip(turns, spans, strict=True)):
+        for n, (following, length) in enumerate(zip(episodes[1:], span, strict=True)):
+            rows = np.arange(following, following - length, -1)
+            found[document, n, :length] = losses[rows, document]
+    return found

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import tiny
@@ -16,6 +17,7 @@ from conftest import tiny
 import recovery_probe as rp
 from recovery_probe import plugins
 from recovery_probe.analyze import analyze
+from recovery_probe.run import Writer
 
 CHROMIUM = shutil.which("chromium")
 
@@ -60,7 +62,7 @@ def page(report: Path) -> Page:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Debian's package chromium is not installed")
-@pytest.mark.parametrize("size", ["1200,900", "400,800"])
+@pytest.mark.parametrize("size", ["1100,900", "400,800"])
 def test_in_a_browser(report: Path, size: str, tmp_path: Path) -> None:
     """No console error, no request, every figure drawn, nothing of a document's run."""
     probe = """<script>addEventListener("load", () => {
@@ -69,6 +71,8 @@ def test_in_a_browser(report: Path, size: str, tmp_path: Path) -> None:
       document.title = JSON.stringify({
         images: images.length, drawn: images.filter(i => i.naturalWidth > 50).length,
         shown: images.filter(i => i.getBoundingClientRect().width > 50).length,
+        first: Math.round(images[0].getBoundingClientRect().top),
+        open: document.querySelectorAll("details[open]").length,
         requests: performance.getEntriesByType("resource").filter(
           r => !r.name.startsWith("data:")).length, wide })})</script></body>"""
     (tmp_path / "page.html").write_text(report.read_text().replace("</body>", probe))
@@ -90,6 +94,8 @@ def test_in_a_browser(report: Path, size: str, tmp_path: Path) -> None:
     told = json.loads(html.unescape(title))
     assert told["images"] == told["drawn"] == told["shown"] >= 8, told
     assert told["requests"] == 0
+    assert told["first"] < 400, "the picture is seen before anything is read"
+    assert told["open"] == 0, "long tables are folded"
     assert told["wide"] <= 0, "the page itself never scrolls sideways"
 
 
@@ -106,8 +112,8 @@ def test_markdown_escapes_too(report: Path) -> None:
 def test_text_of_documents_is_shown_as_text(page: Page) -> None:
     assert "script" not in page.tags
     assert EVIL.strip() in page.text
-    assert page.tags.count("img") == page.text.count("Blind spot"), (
-        "our figures, and no image of a document's"
+    assert page.tags.count("img") == 1 + page.text.count("Blind spot"), (
+        "the picture, our figures, and no image of a document's"
     )
     assert "b" not in page.tags
 
@@ -126,6 +132,39 @@ def test_it_says_what_was_found_with_its_null(page: Page) -> None:
         assert word in page.text
 
 
+def test_nothing_stands_twice(report: Path, page: Page) -> None:
+    summary = json.loads((report.parent / "analyses" / "summary.json").read_text())
+    for name, about in summary["analyses"].items():
+        assert page.text.count(f"{about['null']}") == 1, name
+        assert "verdict" not in about or page.text.count(about["verdict"]) == 1, name
+    tables = summary["analyses"]["recovery"]["tables"]
+    longest = max((row for t in tables for row in t["rows"]), key=lambda row: len("".join(row)))
+    row = "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in longest) + "</tr>"
+    assert report.read_text().count(row) == 1
+
+
+def test_the_title_says_which_run(page: Page, report: Path) -> None:
+    assert page.text.count("run/cyclic: gpt_neox, 2 blocks, 32 wide") == 2, "title and heading"
+    text = report.read_text()
+    assert text.index('id="picture"') < text.index("What was found")
+
+
+def test_facts_within_facts_are_told_by_dotted_name(report: Path, tmp_path: Path) -> None:
+    shutil.copytree(report.parent, tmp_path / "run")
+    file = tmp_path / "run" / "provenance.json"
+    facts = {"recorders": {"lens": {"seconds": 1.5, "hooks": ["a", "b"]}, "other": {}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    run = rp.open_run(tmp_path / "run")
+    one = [plugins.find("analyses", "recovery", rp.Analysis)]
+    analyze(run, (), one, formats=["html", "md"])
+    for kind in ("html", "md"):
+        text = (run.path / f"report.{kind}").read_text()
+        assert "recorders.lens.seconds" in text
+        assert "a, b" in text
+        assert "versions.torch" in text
+        assert "{'" not in text.partition("What it was made of")[2]
+
+
 def test_an_unfinished_run_is_called_so(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(rp.Diverged):
@@ -133,3 +172,32 @@ def test_an_unfinished_run_is_called_so(tmp_path: Path) -> None:
     run = rp.open_run(out)
     analyze(run)
     assert "is diverged." in Page((out / "report.html").read_text()).text
+
+
+@pytest.mark.parametrize("rows", [0, 1, 8])
+def test_a_killed_run_has_a_page(
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it got to: a picture, or a line that says why there is none."""
+    commit = Writer.commit
+
+    def until(self: Writer, row: int, *given: Any, **named: Any) -> None:
+        if row >= rows:
+            raise KeyboardInterrupt
+        commit(self, row, *given, **named)
+
+    monkeypatch.setattr(Writer, "commit", until)
+    with pytest.raises(KeyboardInterrupt):
+        rp.fit(tiny(recorders=[]), tmp_path / "run")
+    file = tmp_path / "run" / "provenance.json"
+    facts = json.loads(file.read_text()) | {"status": "running"}
+    file.write_text(
+        json.dumps({k: v for k, v in facts.items() if k not in ("message", "finished")})
+    )
+    run = rp.open_run(tmp_path / "run")
+    analyze(run, formats=["html", "md"])
+    for kind in ("html", "md"):
+        text = (run.path / f"report.{kind}").read_text()
+        assert "is running." in text
+        assert f"It has {max(0, rows - 1)} of 15 episodes" in text
+        assert ("No picture yet." in text) == (rows < 2)

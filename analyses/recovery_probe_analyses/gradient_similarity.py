@@ -229,11 +229,11 @@ def plot(dataset: xr.Dataset) -> Figure:
         [[f"{r} {g}" for g in shown] for r in runs] + [["lag", "lag"]], height=2.8
     )
     maps = last.cosine.sel(group=shown).isel(run=runs).values
-    off = maps[..., ~np.eye(maps.shape[-1], dtype=bool)]
+    top = float(np.nanmax(np.abs(maps[..., ~np.eye(maps.shape[-1], dtype=bool)])))
     for r, group in ((r, g) for r in runs for g in shown):
         axes, part = panels[f"{r} {group}"], last.isel(run=r).sel(group=group)
         image = axes.imshow(
-            part.cosine, origin="lower", cmap="viridis", vmin=off.min(), vmax=off.max()
+            part.cosine, origin="lower", **{**plots.DIVERGING, "vmin": -top, "vmax": top}
         )
         axes.set(title=f"{dataset.run.values[r]}, {group}", xlabel="document")
         axes.set_ylabel("document" if group == shown[0] else "")

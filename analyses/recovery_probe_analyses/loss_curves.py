@@ -16,17 +16,20 @@ from recovery_probe.errors import InputError
 from recovery_probe.run import Run
 
 
-def compute(run: Run, *, controls: Sequence[Run] = (), focal: int = 0) -> xr.Dataset:
+def compute(run: Run, *, controls: Sequence[Run] = (), focal: int | None = None) -> xr.Dataset:
     """Losses to draw, nats per token.
 
-    focal (run, episodes_done) is the loss of document `focal`; before (run, visit) the episodes
-    done right before each episode on it; trained and held_out (run, episodes_done) are means
-    over those documents. aligned (run, shifted) is the shift-averaged loss (paper, A.4), NaN for
-    a shuffled run, with aligned_low and aligned_high, 95% bootstrap over documents.
+    focal (run, episodes_done) is the loss of document `focal`, the middle one of the cycle when
+    not given: the first comes first in a shuffled control too, so that the two look alike. before
+    (run, visit): the episodes done right before each episode on it; trained and held_out (run,
+    episodes_done) are means over those documents. aligned (run, shifted) is the shift-averaged loss
+    (paper, A.4), NaN for a shuffled run, with aligned_low and aligned_high, 95% bootstrap over
+    documents.
 
     Raises `InputError` for a focal document that is not there.
     """
     T = run.config.documents.count
+    focal = T // 2 if focal is None else focal
     if not 0 <= focal < T:
         raise InputError(f"focal = {focal}: the documents trained on are 0 to {T - 1}")
     runs = [run, *controls]
@@ -67,7 +70,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     fig, (top, middle, bottom) = plots.figure(rows=3, width=2 * plots.COLUMN, height=2.0)
     T = dataset.attrs["T"]
     for r, name in enumerate(dataset.run.values):
-        part, colour = dataset.isel(run=r), plots.COLOURS[r % len(plots.COLOURS)]
+        part, colour = dataset.isel(run=r), plots.colour(r)
         before = part.before.values
         top.plot(part.episodes_done, part.focal, color=colour, label=name)
         top.plot(before, part.focal.values[before], "o", color=colour, markersize=4)

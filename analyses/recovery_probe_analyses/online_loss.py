@@ -68,7 +68,7 @@ def plot(dataset: xr.Dataset) -> Figure:
     """Mean online loss by epoch, with intervals."""
     fig, (axes,) = plots.figure()
     for r, name in enumerate(dataset.run.values):
-        part, colour = dataset.isel(run=r), plots.COLOURS[r % len(plots.COLOURS)]
+        part, colour = dataset.isel(run=r), plots.colour(r)
         axes.plot(part.epoch, part["mean"], "o-", color=colour, markersize=4, label=name)
         axes.vlines(part.epoch, part.mean_low, part.mean_high, color=colour, linewidth=1)
     axes.set(xlabel="epoch", ylabel="online loss (nats/token)", xticks=dataset.epoch.values)

@@ -108,7 +108,7 @@ def plot(dataset: xr.Dataset) -> Figure:
         if np.isnan(part.score.values).all():
             continue
         x = part.epoch.values + offset
-        colour, curve = plots.COLOURS[r % len(plots.COLOURS)], READINGS[g] == "curve"
+        colour, curve = plots.colour(r), READINGS[g] == "curve"
         axes.vlines(x, part.score_low, part.score_high, color=colour, linewidth=1)
         axes.plot(
             x,
