@@ -17,7 +17,7 @@ from conftest import tiny
 import recovery_probe as rp
 from recovery_probe import plugins
 from recovery_probe.analyze import analyze
-from recovery_probe.run import Writer
+from recovery_probe.writer import Writer
 
 CHROMIUM = shutil.which("chromium")
 
@@ -49,7 +49,7 @@ class Page(html.parser.HTMLParser):
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     texts = folder / "evil<b>.txt"
-    texts.write_text("\n".join(EVIL * 8 + str(i) for i in range(12)))
+    texts.write_text("\n".join(f"{7 ** (40 + i)} {EVIL}" for i in range(12)))
     settings = tiny(control="shuffled", documents={"source": str(texts), "min_tokens": 2})
     run = rp.fit(settings, folder / "run")
     analyze(run, run.controls)
@@ -198,6 +198,6 @@ def test_a_killed_run_has_a_page(
     analyze(run, formats=["html", "md"])
     for kind in ("html", "md"):
         text = (run.path / f"report.{kind}").read_text()
-        assert "is running." in text
+        assert "is killed." in text
         assert f"It has {max(0, rows - 1)} of 15 episodes" in text
         assert ("No picture yet." in text) == (rows < 2)
