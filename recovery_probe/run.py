@@ -330,7 +330,7 @@ class Writer:
         self,
         name: str,
         arrays: Mapping[str, Array],
-        coords: Mapping[str, tuple[str, Any]],
+        coords: Mapping[str, tuple[str | tuple[str, ...], Any]],
         due: Mapping[Any, NDArray[np.int64]],
     ) -> None:
         """Lay out a recorder's arrays for the whole run, in a group of its own."""
@@ -347,9 +347,9 @@ class Writer:
                 shape=(rows, *array.shape),
                 chunks=(min(rows, episodes * M), *array.shape),
                 dtype=array.dtype,
-                fill_value=np.nan,
+                fill_value=np.nan if np.dtype(array.dtype).kind == "f" else 0,
                 dimension_names=(array.time, *array.dims),
-                attributes=_about(array.description, array.units),
+                attributes={**_about(array.description, array.units), "covers": array.covers},
             )
         _consolidate(path)
 

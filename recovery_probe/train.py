@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import sys
@@ -24,8 +25,9 @@ from recovery_probe.documents import Documents
 from recovery_probe.errors import Diverged, InputError
 from recovery_probe.models import Model
 from recovery_probe.progress import Progress
-from recovery_probe.recorders import Recorder, Recording, RunInfo, Step, find
+from recovery_probe.recorders import EPISODE, STEP, Recorder, RunInfo, Step
 from recovery_probe.recorders.hook import HookRecorder
+from recovery_probe.recorders.recording import Recording, clock, find, made
 from recovery_probe.run import Run, Writer, check_vacant, is_run, open_run, recovery_so_far
 from recovery_probe.schedule import document_of_episode
 from recovery_probe.sketch import ModuleSketches
@@ -85,13 +87,21 @@ def plan(settings: Settings, out: Path) -> dict[Path, Settings]:
     }
 
 
-def as_recorder(hook: Any, may_edit: bool) -> Recorder:
-    """A recorder from what `fit` takes as a hook."""
+def as_recorder(hook: Any, may_edit: bool, during: Any = None) -> Recorder:
+    """A recorder from what `fit` takes as a hook: (pattern, function), (name, pattern, function),
+    a `Recorder` class, or a recorder, of which each run gets a copy."""
     if isinstance(hook, type) and issubclass(hook, Recorder):
-        return hook()
-    if isinstance(hook, tuple) and len(hook) == 2:
-        return HookRecorder(*hook, may_edit=may_edit)
-    raise InputError(f"hook {hook!r}: expected (pattern, function) or a Recorder class")
+        return made(hook)
+    if isinstance(hook, Recorder):
+        return copy.deepcopy(hook)
+    if isinstance(hook, tuple) and len(hook) in (2, 3):
+        *name, pattern, function = hook
+        return HookRecorder(
+            pattern, function, name=name[0] if name else None, may_edit=may_edit, during=during
+        )
+    raise InputError(
+        f"hook {hook!r}: expected (pattern, function), (name, pattern, function), or a Recorder"
+    )
 
 
 def _fit_one(
@@ -157,9 +167,12 @@ def announce(recording: Recording, info: RunInfo, force: bool) -> None:
         shapes = ", ".join(
             f"{n} {'×'.join(map(str, s))}" if s else n for n, (s, _) in arrays.items()
         )
-        share = (
-            f", about {work[recorder] / step:.0%} of a step" if work[recorder] > step / 200 else ""
-        )
+        seconds, calls, each = work[recorder]
+        share = ""
+        if each == STEP and seconds > step / 200:
+            share = f", about {seconds / step:.0%} of a step"
+        elif each == EPISODE and seconds > step:
+            share = f", about {seconds:.1f} s at each of {calls} episodes"
         print(f"record {recorder}: {size / 1e6:.1f} MB{share} ({shapes})", file=sys.stderr)
         total += size
     place = next(p for p in [info.path.resolve(), *info.path.resolve().parents] if p.exists())
@@ -175,9 +188,9 @@ def step_seconds(info: RunInfo) -> float:
     """Seconds of a forward and a backward pass on document 0, the better of two tries."""
     tries = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = clock(info.model.device)
         losses_of(info.model, info.tokens[:1], info.targets[:1]).sum().backward()
-        tries.append(time.perf_counter() - start)
+        tries.append(clock(info.model.device) - start)
     for parameter in info.model.parameters.values():
         parameter.grad = None
     return min(tries)
@@ -219,6 +232,7 @@ def train(info: RunInfo, recording: Recording, writer: Writer, progress: Progres
         check_below_untrained(episode, rows[: episode + 2, :T], settings)
         mean = float(rows[episode + 1, :T].mean())
         progress.update(episode + 1, mean, recovery_so_far(rows[:, :T], info.schedule))
+    recording.conclude()
 
 
 def batch(docs: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -232,14 +246,24 @@ def batch(docs: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
     return tokens.to(device), targets.to(device)
 
 
-def losses_of(model: Model, tokens: Tensor, targets: Tensor) -> Tensor:
-    """(batch,): mean cross-entropy over the real next tokens of each document, nats."""
+def token_losses(model: Model, tokens: Tensor, targets: Tensor) -> Tensor:
+    """(batch, C): cross-entropy of the token that follows each position, nats; 0 where there is
+    none."""
     logits = model.bridge(tokens, use_cache=False)  # (batch, C, vocabulary)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    each = F.cross_entropy(
+    return F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view(targets.shape)
+
+
+def mean_losses(each: Tensor, targets: Tensor) -> Tensor:
+    """(batch,): the mean of `token_losses` over the real next tokens of each document, nats."""
     return each.sum(1) / (targets != IGNORED).sum(1)
+
+
+def losses_of(model: Model, tokens: Tensor, targets: Tensor) -> Tensor:
+    """(batch,): mean cross-entropy over the real next tokens of each document, nats."""
+    return mean_losses(token_losses(model, tokens, targets), targets)
 
 
 @torch.no_grad()
@@ -252,7 +276,12 @@ def evaluate(
     for start in range(0, len(tokens), size):
         these = slice(start, start + size)
         recording.evaluating(range(start, min(start + size, len(tokens))), done)
-        losses.append(losses_of(model, tokens[these], targets[these]))
+        each = token_losses(model, tokens[these], targets[these])
+        # What follows a position is the token at the next one.
+        at = each.where(targets[these] != IGNORED, torch.nan).roll(1, dims=1)
+        at[:, 0] = torch.nan
+        recording.evaluated(at)
+        losses.append(mean_losses(each, targets[these]))
     return torch.cat(losses).cpu().numpy().astype(np.float64)
 
 
