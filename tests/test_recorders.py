@@ -332,7 +332,7 @@ def test_what_will_be_written_is_said_before(
     lines = [line for line in told if line.startswith("record ")]
     assert [line.split()[1].rstrip(":") for line in lines] == list(DEFAULT)
     assert told.index(lines[-1]) < next(i for i, t in enumerate(told) if "epoch 1" in t)
-    assert "sketched 15×19×127" in lines[1]
+    assert any("sketched 15×19×127" in line for line in lines)
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(
@@ -406,7 +406,7 @@ def test_a_hook_file_on_the_command_line(tmp_path: Path) -> None:
     argv += ["--hook", f"{file}:top@blocks.*.mlp.hook_post", "--record", f"{file}:Mine"]
     main([*argv, "--no-record", "checkpoints", "gradients", "document_gradients"])
     run = rp.open_run(tmp_path / "run")
-    assert run.recorders == ["mine", "residual_stream", "top", "weight_deltas"]
+    assert run.recorders == ["mine", "residual_stream", "token_losses", "top", "weight_deltas"]
     assert (run.recorder("mine").lr.values == np.float32(0.1)).all()
     assert (run.recorder("top").value.values > 0).all()
 
