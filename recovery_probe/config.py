@@ -142,6 +142,16 @@ class WeightDeltas:
 
 
 @dataclass(frozen=True)
+class TokenLosses:
+    """The recorder of the loss of every token."""
+
+    # episode, N episodes or epoch
+    every: str = "episode"
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
 class DocumentGradients:
     """The recorder of inner products between the gradients of all documents."""
 
@@ -195,7 +205,13 @@ class Settings:
     # together they wait for one another. Changes speed, and losses in the last digit only
     threads: Annotated[int, Ge(0), Le(1024)] = 0
     # what is recorded beside losses: installed names, or file.py:CLASS
-    recorders: tuple[str, ...] = ("residual_stream", "gradients", "weight_deltas", "checkpoints")
+    recorders: tuple[str, ...] = (
+        "token_losses",
+        "residual_stream",
+        "gradients",
+        "weight_deltas",
+        "checkpoints",
+    )
     # size of the sketch of a module's gradient or update, 1 to 4096; errors of cosines fall as
     # 1/sqrt of it
     sketch: Annotated[int, Ge(1), Le(4096)] = 127
@@ -213,6 +229,8 @@ class Settings:
     gradients: Gradients = field(default_factory=Gradients)
     # the recorder of weight updates
     weight_deltas: WeightDeltas = field(default_factory=WeightDeltas)
+    # the recorder of the loss of every token
+    token_losses: TokenLosses = field(default_factory=TokenLosses)
     # the recorder of inner products between the gradients of all documents
     document_gradients: DocumentGradients = field(default_factory=DocumentGradients)
     # the recorder of attention
@@ -336,6 +354,7 @@ WATCHING = (
     "residual_stream",
     "gradients",
     "weight_deltas",
+    "token_losses",
     "document_gradients",
     "attention_patterns",
     "checkpoints",

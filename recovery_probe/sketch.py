@@ -12,7 +12,8 @@ short rows is several times slower, and the first fold adds next to nothing to t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -92,29 +93,44 @@ class ModuleSketches:
         self.signs = torch.stack([F.pad(row, (0, self.width // size - len(row))) for row in table])
         position = {module: i for i, module in enumerate(self.modules)}
         self.row = torch.tensor([position[module_of(name)] for name in parameters])
+        self.place = {name: i for i, name in enumerate(parameters)}
         self._last: tuple[int, tuple[Tensor, Tensor]] | None = None
 
     def of_gradients(self, step: int, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The same, of the gradients at a step; worked out once a step, whoever asks."""
+        """Sketches and norms of the gradients at a step; worked out once a step, whoever asks."""
         if self._last is None or self._last[0] != step:
-            gradients = {n: g for n, p in parameters.items() if (g := p.grad) is not None}
-            self._last = step, self(gradients)
+            one = next(iter(parameters.values()))
+            gradients = ((n, g) for n, p in parameters.items() if (g := p.grad) is not None)
+            self._last = step, self(gradients, like=one)
         return self._last[1]
 
-    def __call__(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(modules, size) sketches and (modules,) exact Euclidean norms."""
-        squares = []
-        one = next(iter(tensors.values()))
-        if self.signs.device != one.device or self.signs.dtype != one.dtype:
-            self.signs, self.row = self.signs.to(one), self.row.to(one.device)
-        short = one.new_zeros(len(self.sketches), self.width)
-        for out, (name, sketch) in zip(short, self.sketches.items(), strict=True):
-            flat = tensors[name].detach().reshape(-1)
-            out[: min(FIRST, len(flat))] = sketch.first(flat) if sketch.first else flat
-            squares.append(flat @ flat)  # right after, while it may still be in the cache
+    def __call__(
+        self,
+        tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+        like: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(modules, size) sketches and (modules,) exact Euclidean norms, worked out in float32 at
+        least. Pairs of name and tensor are taken one by one, so that they need not exist at the
+        same time; a parameter that is not among them counts as 0. `like`, where there may be none
+        at all, tells the device."""
+        pairs = iter(tensors.items() if isinstance(tensors, Mapping) else tensors)
+        first = next(pairs, None)
+        one = first[1] if first else like
+        if one is None:
+            raise ValueError("no tensor to sketch")
+        dtype = torch.promote_types(one.dtype, torch.float32)
+        if self.signs.device != one.device or self.signs.dtype != dtype:
+            self.signs, self.row = self.signs.to(one.device, dtype), self.row.to(one.device)
+        short = self.signs.new_zeros(len(self.sketches), self.width)
+        squares = self.signs.new_zeros(len(self.sketches))
+        for name, tensor in itertools.chain([first] if first else [], pairs):
+            flat, row = tensor.detach().reshape(-1).to(dtype), self.place[name]
+            fold = self.sketches[name].first
+            short[row, : min(FIRST, len(flat))] = fold(flat) if fold else flat
+            squares[row] = flat @ flat  # right after, while it may still be in the cache
         folded = torch.einsum("pr,prk->pk", self.signs, short.view(len(short), -1, self.size))
-        sketched = one.new_zeros(len(self.modules), self.size).index_add_(0, self.row, folded)
-        norms = one.new_zeros(len(self.modules)).index_add_(0, self.row, torch.stack(squares))
+        sketched = short.new_zeros(len(self.modules), self.size).index_add_(0, self.row, folded)
+        norms = short.new_zeros(len(self.modules)).index_add_(0, self.row, squares)
         return sketched, norms.sqrt()
 
 

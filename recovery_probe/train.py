@@ -7,14 +7,12 @@ if __name__ == "__main__":  # before torch: stopping it while it loads is no tra
 
     run("train")
 
+import copy
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,12 @@ from recovery_probe import config, documents, models
 from recovery_probe.config import Settings
 from recovery_probe.documents import Documents
 from recovery_probe.errors import Diverged, InputError, Interrupted
+from recovery_probe.machine import device_name, reproducible, size_of, threads, uninterrupted
 from recovery_probe.models import Model
 from recovery_probe.progress import Progress
-from recovery_probe.recorders import Recorder, Recording, RunInfo, Step, find
+from recovery_probe.recorders import EPISODE, STEP, Recorder, RunInfo, Step
 from recovery_probe.recorders.hook import HookRecorder
+from recovery_probe.recorders.recording import Recording, clock, find, made
 from recovery_probe.run import Run, is_run, open_run, recovery_so_far
 from recovery_probe.schedule import document_of_episode
 from recovery_probe.sketch import ModuleSketches
@@ -116,13 +116,21 @@ def plan(settings: Settings, out: Path) -> dict[Path, Settings]:
     }
 
 
-def as_recorder(hook: Any, may_edit: bool, during: str | None = None) -> Recorder:
-    """A recorder from what `fit` takes as a hook."""
+def as_recorder(hook: Any, may_edit: bool, during: Any = None) -> Recorder:
+    """A recorder from what `fit` takes as a hook: (pattern, function), (name, pattern, function),
+    a `Recorder` class, or a recorder, of which each run gets a copy."""
     if isinstance(hook, type) and issubclass(hook, Recorder):
-        return hook()
-    if isinstance(hook, tuple) and len(hook) == 2:
-        return HookRecorder(*hook, may_edit=may_edit)
-    raise InputError(f"hook {hook!r}: expected (pattern, function) or a Recorder class")
+        return made(hook)
+    if isinstance(hook, Recorder):
+        return copy.deepcopy(hook)
+    if isinstance(hook, tuple) and len(hook) in (2, 3):
+        *name, pattern, function = hook
+        return HookRecorder(
+            pattern, function, name=name[0] if name else None, may_edit=may_edit, during=during
+        )
+    raise InputError(
+        f"hook {hook!r}: expected (pattern, function), (name, pattern, function), or a Recorder"
+    )
 
 
 def _fit_one(
@@ -183,42 +191,6 @@ def _train_and_finish(info: RunInfo, recording: Recording, writer: Writer) -> No
             writer.finish(status, message, seconds=round(seconds, 2), **facts)
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Signals that would end the process wait until the run says how it ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ignored = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in ignored.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def threads(wanted: int) -> Iterator[None]:
-    """Torch with so many threads on the CPU, 0 for as many as it chooses. Says so when others are
-    at work here: threads that wait for one another spin, and two runs of two threads on two cores
-    slow each other fivefold."""
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(wanted)
-    cores = os.cpu_count() or 1
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if busy > 0.75 * cores and torch.get_num_threads() > 1:
-        print(
-            f"note: the machine is busy (load {busy:.1f} on {cores} cores) and this run takes "
-            f"{torch.get_num_threads()} threads: they slow one another; give each run --threads 1",
-            file=sys.stderr,
-        )
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def announce(recording: Recording, info: RunInfo, force: bool) -> None:
     """Say on standard error what will be written and what it will cost, before it is.
 
@@ -232,9 +204,12 @@ def announce(recording: Recording, info: RunInfo, force: bool) -> None:
         shapes = ", ".join(
             f"{n} {'×'.join(map(str, s))}" if s else n for n, (s, _) in arrays.items()
         )
-        share = (
-            f", about {work[recorder] / step:.0%} of a step" if work[recorder] > step / 200 else ""
-        )
+        seconds, calls, each = work[recorder]
+        share = ""
+        if each == STEP and seconds > step / 200:
+            share = f", about {seconds / step:.0%} of a step"
+        elif each == EPISODE and seconds > step:
+            share = f", about {seconds:.1f} s at each of {calls} episodes"
         print(f"record {recorder}: {size / 1e6:.1f} MB{share} ({shapes})", file=sys.stderr)
         total += size
     place = next(p for p in [info.path.resolve(), *info.path.resolve().parents] if p.exists())
@@ -246,18 +221,13 @@ def announce(recording: Recording, info: RunInfo, force: bool) -> None:
         )
 
 
-def size_of(size: float) -> str:
-    """`1.2 GB`, `340.0 MB`."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
 def step_seconds(info: RunInfo) -> float:
     """Seconds of a forward and a backward pass on document 0, the better of two tries."""
     tries = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = clock(info.model.device)
         losses_of(info.model, info.tokens[:1], info.targets[:1]).sum().backward()
-        tries.append(time.perf_counter() - start)
+        tries.append(clock(info.model.device) - start)
     for parameter in info.model.parameters.values():
         parameter.grad = None
     return min(tries)
@@ -300,6 +270,7 @@ def train(info: RunInfo, recording: Recording, writer: Writer, progress: Progres
         if progress.due(episode + 1):  # recovery is worked out from all rows, so not every time
             so_far = recovery_so_far(rows[:, :T], info.schedule)
             progress.tell(episode + 1, float(rows[episode + 1, :T].mean()), so_far)
+    recording.conclude()
 
 
 def batch(docs: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -313,14 +284,24 @@ def batch(docs: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
     return tokens.to(device), targets.to(device)
 
 
-def losses_of(model: Model, tokens: Tensor, targets: Tensor) -> Tensor:
-    """(batch,): mean cross-entropy over the real next tokens of each document, nats."""
+def token_losses(model: Model, tokens: Tensor, targets: Tensor) -> Tensor:
+    """(batch, C): cross-entropy of the token that follows each position, nats; 0 where there is
+    none."""
     logits = model.bridge(tokens, use_cache=False)  # (batch, C, vocabulary)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    each = F.cross_entropy(
+    return F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     ).view(targets.shape)
+
+
+def mean_losses(each: Tensor, targets: Tensor) -> Tensor:
+    """(batch,): the mean of `token_losses` over the real next tokens of each document, nats."""
     return each.sum(1) / (targets != IGNORED).sum(1)
+
+
+def losses_of(model: Model, tokens: Tensor, targets: Tensor) -> Tensor:
+    """(batch,): mean cross-entropy over the real next tokens of each document, nats."""
+    return mean_losses(token_losses(model, tokens, targets), targets)
 
 
 @torch.no_grad()
@@ -333,7 +314,12 @@ def evaluate(
     for start in range(0, len(tokens), size):
         these = slice(start, start + size)
         recording.evaluating(range(start, min(start + size, len(tokens))), done)
-        losses.append(losses_of(model, tokens[these], targets[these]))
+        each = token_losses(model, tokens[these], targets[these])
+        # What follows a position is the token at the next one.
+        at = each.where(targets[these] != IGNORED, torch.nan).roll(1, dims=1)
+        at[:, 0] = torch.nan
+        recording.evaluated(at)
+        losses.append(mean_losses(each, targets[these]))
     return torch.cat(losses).cpu().numpy().astype(np.float64)
 
 
@@ -375,23 +361,3 @@ def check_below_untrained(episode: int, rows: NDArray[np.float64], settings: Set
             f"whole epoch, and is now {means[-1]:.3f}; try an optimizer.lr smaller than "
             f"{settings.optimizer.lr:g}"
         )
-
-
-@contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels, and a global generator (dropout draws from it) that is put back."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    gpus = [device.index or 0] if device.type == "cuda" else []
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with torch.random.fork_rng(devices=gpus):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-
-
-def device_name(device: torch.device) -> str:
-    """`cpu`, or the GPU's own name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

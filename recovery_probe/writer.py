@@ -172,8 +172,7 @@ class Writer:
                 (min(rows, episodes * per), *array.shape),
                 dtype.name,
                 (array.time, *array.dims),
-                _about(array.description, array.units)
-                | {"covers": getattr(array, "covers", "moment")},
+                _about(array.description, array.units) | {"covers": array.covers},
             )
         store.consolidate(self.record)
 

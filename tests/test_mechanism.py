@@ -169,7 +169,7 @@ def test_weight_residuals_are_those_of_the_full_weights(dense: rp.Run) -> None:
     residual, _ = stats.episode_residuals(5, 3)
     exact = stats.cosines((r := residual @ np.diff(weights, axis=0)) @ r.T)
     found = weight_residuals.compute(dense, permutations=9).sel(group="total").cosine.values[0]
-    error = dense.provenance["sketch_error"]["expected_at_most"]
+    error = dense.provenance["recorders"]["gradients"]["sketch_error"]["expected_at_most"]
     assert np.abs(found - exact).max() < 3 * error
     assert np.abs(found - exact).max() > 0
 

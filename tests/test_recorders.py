@@ -26,11 +26,11 @@ from recovery_probe.recorders import (
     Episode,
     Layout,
     Recorder,
-    Recording,
     RunInfo,
     times,
 )
 from recovery_probe.recorders.document_gradients import DocumentGradients
+from recovery_probe.recorders.recording import Recording, find
 from recovery_probe.sketch import ModuleSketches, Sketch, module_of
 from recovery_probe.testing import check_recorder
 from recovery_probe.train import batch, losses_of
@@ -320,7 +320,7 @@ def test_cost_and_sketch_error_are_in_the_provenance(pair: rp.Run) -> None:
     cost = pair.provenance["recorders"]
     assert set(cost) == set(DEFAULT)
     assert all(0 <= c["share"] < 1 for c in cost.values())
-    error = pair.provenance["sketch_error"]
+    error = cost["gradients"]["sketch_error"]
     assert error["compared"] > 20
     assert 0 < error["rms"] < 2 * error["expected_at_most"]
 
@@ -333,7 +333,7 @@ def test_what_will_be_written_is_said_before(
     lines = [line for line in told if line.startswith("record ")]
     assert [line.split()[1].rstrip(":") for line in lines] == list(DEFAULT)
     assert told.index(lines[-1]) < next(i for i, t in enumerate(told) if "epoch 1" in t)
-    assert "sketched 15×19×127" in lines[1]
+    assert any("sketched 15×19×127" in line for line in lines)
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(
@@ -362,8 +362,6 @@ def test_the_default_record_of_a_billion_parameters_is_under_500_mb(tmp_path: Pa
         tmp_path,
         small.sketches,
     )
-    from recovery_probe.recorders import find
-
     sizes = Recording(find(settings), big).sizes()
     total = sum(size for arrays in sizes.values() for _, size in arrays.values())
     assert sizes["gradients"]["sketched"][0] == (1250, 131, 127)
@@ -409,7 +407,7 @@ def test_a_hook_file_on_the_command_line(tmp_path: Path) -> None:
     argv += ["--hook", f"{file}:top@blocks.*.mlp.hook_post", "--record", f"{file}:Mine"]
     main([*argv, "--no-record", "checkpoints", "gradients", "document_gradients"])
     run = rp.open_run(tmp_path / "run")
-    assert run.recorders == ["mine", "residual_stream", "top", "weight_deltas"]
+    assert run.recorders == ["mine", "residual_stream", "token_losses", "top", "weight_deltas"]
     assert (run.recorder("mine").lr.values == np.float32(0.1)).all()
     assert (run.recorder("top").value.values > 0).all()
 
@@ -425,8 +423,9 @@ def test_an_edit_is_refused_unless_allowed(tmp_path: Path) -> None:
     edited = rp.fit(tiny(epochs=1), tmp_path / "yes", hooks=hooks, hook_may_edit=True)
     plain = rp.fit(tiny(epochs=1), tmp_path / "plain")
     assert not np.allclose(edited.train_loss, plain.train_loss)
-    assert np.array_equal(edited.losses[0], plain.losses[0]), "evaluations are never edited"
-    assert "edit@blocks.0.hook_resid_post (may edit)" in repr(edited)
+    assert not np.allclose(edited.losses[0], plain.losses[0])
+    assert float(edited.losses[0, 0]) == pytest.approx(float(edited.train_loss[0]), abs=1e-5)
+    assert "edit@blocks.0.hook_resid_post in both (may edit)" in repr(edited)
 
 
 def test_a_failing_hook_is_named_and_the_record_kept(tmp_path: Path) -> None:
@@ -468,12 +467,11 @@ def test_a_failing_hook_is_named_and_the_record_kept(tmp_path: Path) -> None:
         ("blocks.0.hook_out", lambda tensor: 0.0, "expected a function"),
         ("*hook_pattern*", lambda t, *, hook: 0 / 0, "the trial before training"),
         ("blocks.0.*hook_out", lambda t, *, hook: t.flatten()[: t.shape[-1]], "different shapes"),
-        ("blocks.0.hook_out", lambda t, *, hook: 1.0, "called '<lambda>'"),
     ],
 )
 def test_wrong_hooks(pattern: str, function: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises((rp.InputError, rp.HookError), match=said):
-        rp.fit(tiny(), tmp_path / "run", hooks=[(pattern, function)])
+        rp.fit(tiny(), tmp_path / "run", hooks=[("mine", pattern, function)])
     assert not (tmp_path / "run").exists()
 
 
@@ -509,7 +507,7 @@ def test_a_recorder_class_with_every_moment(tmp_path: Path) -> None:
     episode = ["before_step", "after_backward", "after_step"] * 2 + ["after_episode"]
     assert order == ["start", "after_episode", *episode * 5, "finish"]
     assert run.recorder("mine").twice.values.tolist() == [0, 2, 4, 6, 8, 10]
-    assert run.provenance["mine"] == "done"
+    assert run.provenance["recorders"]["mine"]["mine"] == "done"
 
 
 def test_conformance_catches_what_it_should() -> None:
@@ -532,7 +530,7 @@ def test_conformance_catches_what_it_should() -> None:
         def after_step(self, step: Any) -> dict[str, float] | None:
             return {"a": 1.0} if step.index % 2 else None
 
-    with pytest.raises(AssertionError, match="changed training"):
+    with pytest.raises(rp.HookError, match="recorder meddles changed the gradients at step 0"):
         check_recorder(Meddles)
     with pytest.raises(AssertionError, match="no value at"):
         check_recorder(Forgets)
@@ -541,7 +539,7 @@ def test_conformance_catches_what_it_should() -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ({"a": [1.0, 2.0]}, r"'a' of shape \(2,\) at step 0; its layout says of shape \(\)"),
+        ({"a": [1.0, 2.0]}, r"'a' at step 0 of shape \(2,\); its layout says of shape \(\)"),
         ({"b": 1.0}, r"gave 'b'.*one of \['a'\]"),
         (None, "recorder wrong failed at step 0: ZeroDivisionError"),
     ],
@@ -574,7 +572,8 @@ def test_times() -> None:
 def test_every_recorder_file_is_an_entry_point() -> None:
     import recovery_probe.recorders as package
 
-    files = {f.stem for f in Path(package.__file__).parent.glob("*.py")} - {"__init__", "hook"}
+    others = {"__init__", "hook", "checks", "recording"}
+    files = {f.stem for f in Path(package.__file__).parent.glob("*.py")} - others
     assert files == {p.name for p in entry_points(group="recovery_probe.recorders")}
 
 

@@ -75,7 +75,8 @@ def drops(run: Run, episodes_done: int) -> stats.Floats:
     import torch
     from tqdm import tqdm
 
-    from recovery_probe.train import batch, losses_of, make_optimizer, reproducible
+    from recovery_probe.machine import reproducible
+    from recovery_probe.train import batch, losses_of, make_optimizer
 
     model, settings = run.model_at(episodes_done), run.config
     docs: Any = SimpleNamespace(tokens=run.record.tokens.values, lengths=run.record.length.values)

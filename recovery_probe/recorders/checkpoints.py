@@ -10,20 +10,24 @@ from recovery_probe.run import checkpoint_folder, checkpoints
 
 
 class Checkpoints(Recorder):
-    """`RUN/checkpoints/episodes-00020` after 20 episodes: written aside, renamed when whole."""
+    """`RUN/checkpoints/episodes-00020` after 20 episodes: written aside, renamed when whole. The
+    weights at the end of the run are always kept."""
 
     name = "checkpoints"
 
     def start(self, run: RunInfo) -> Layout:
         wanted = run.settings.checkpoints
         self.path, self.keep = run.path, wanted.keep
-        self.last = len(run.schedule)
-        count = len(times(wanted.every, run.settings, EPISODE))
+        self.due = {*times(wanted.every, run.settings, EPISODE).tolist(), len(run.schedule)}
+        count = len(self.due)
         size = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
-        kept = min(wanted.keep or count, count)
-        return Layout(every={EPISODE: wanted.every}, files=kept * size)
+        # The oldest goes once the latest is whole.
+        most = min(wanted.keep + 1, count) if wanted.keep else count
+        return Layout(files=most * size)
 
     def after_episode(self, episode: Episode) -> Rows:
+        if episode.done not in self.due:
+            return None
         folder = checkpoint_folder(self.path, episode.done)
         aside = folder.with_name(folder.name + ".partial")
         shutil.rmtree(aside, ignore_errors=True)

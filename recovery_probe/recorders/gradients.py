@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,13 @@ class Gradients(Recorder):
         return {"sketch_error": self.check.facts()}
 
 
-def module_layout(sketches: ModuleSketches, what: str, units: str, every: str) -> Layout:
+def module_layout(
+    sketches: ModuleSketches,
+    what: str,
+    units: str,
+    every: str,
+    covers: Literal["moment", "stretch"] = "moment",
+) -> Layout:
     """The layout that gradients and weight deltas share."""
     modules = len(sketches.modules)
     return Layout(
@@ -63,8 +69,11 @@ def module_layout(sketches: ModuleSketches, what: str, units: str, every: str) -
                 (modules, sketches.size),
                 f"random projection of the {what}: inner products are kept",
                 units,
+                covers=covers,
             ),
-            "norm": Array(STEP, ("module",), (modules,), f"exact norm of the {what}", units),
+            "norm": Array(
+                STEP, ("module",), (modules,), f"exact norm of the {what}", units, covers=covers
+            ),
         },
         coords=module_coords(sketches.modules),
         every={STEP: every},
@@ -96,7 +105,7 @@ class SketchCheck:
         if self.before is None and step not in self.at:
             return
         now = {
-            row: torch.cat([p.grad.detach().flatten() for p in own])
+            row: torch.cat([gradient_of(p).flatten() for p in own])
             for row, own in self.rows.items()
         }
         if self.before is not None:
@@ -118,6 +127,12 @@ class SketchCheck:
             "expected_at_most": self.size**-0.5,
             "modules": len(self.rows),
         }
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """In float32 at least, as sketches are; 0 where nothing asked for one."""
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from recovery_probe.errors import InputError
@@ -12,8 +12,10 @@ from recovery_probe.recorders import (
     EPISODE,
     STEP,
     Array,
+    Episode,
     Hook,
     Layout,
+    Points,
     Recorder,
     Rows,
     RunInfo,
@@ -39,20 +41,21 @@ class ResidualStream(Recorder):
             )
         self.focal, self.reduce = wanted.focal, wanted.reduce
         self.all_layers = wanted.focal_layers == "all"
-        self.evaluated: list[Tensor] = []
         self.length = int(run.lengths[wanted.focal])
         blocks, width = len(bridge.blocks), bridge.cfg.d_model
-        self.layers = blocks + 1
+        layers = blocks + 1
         positions = run.tokens.shape[1]
         full = wanted.reduce == "all"
         points = ["blocks.0.hook_resid_pre"]
         points += [f"blocks.{i}.hook_resid_post" for i in range(blocks)]
-        self.layer = {point: i for i, point in enumerate(points)}
+        self.trained = Points(points)
+        self.evaluated = Points(points if self.all_layers else points[-1:])
+        rounded = "; float16: rounded to 1 in 2048, and inf beyond 65504"
         everywhere = Array(
             EPISODE,
             ("layer", "position", "width"),
-            (self.layers, positions, width),
-            f"residual stream of document {wanted.focal} at every layer",
+            (layers, positions, width),
+            f"residual stream of document {wanted.focal} at every layer{rounded}",
             dtype="float16",
         )
         return Layout(
@@ -60,16 +63,17 @@ class ResidualStream(Recorder):
                 "residual": Array(
                     STEP,
                     ("layer", *(["position"] if full else []), "width"),
-                    (self.layers, *([positions] if full else []), width),
+                    (layers, *([positions] if full else []), width),
                     f"residual stream of the training document, {wanted.reduce} of positions; "
-                    "layer 0 is before block 0, layer i after block i - 1",
+                    "layer 0 is before block 0, layer i after block i - 1"
+                    + (rounded if full else ""),
                     dtype="float16" if full else "float32",
                 ),
                 "final": Array(
                     EPISODE,
                     ("position", "width"),
                     (positions, width),
-                    f"residual stream of document {wanted.focal} after the last block",
+                    f"residual stream of document {wanted.focal} after the last block{rounded}",
                     dtype="float16",
                 ),
                 **({"focal": everywhere} if self.all_layers else {}),
@@ -85,33 +89,29 @@ class ResidualStream(Recorder):
             ),
         )
 
-    def training(self, tensor: Tensor, *, hook: object, moment: Step) -> Rows:
-        layer = self.layer[str(getattr(hook, "name", ""))]
-        if layer == 0:
-            self.seen: list[Tensor] = []
+    def training(self, tensor: Tensor, *, hook: Any, moment: Step) -> None:
         real = tensor.detach()[0, : moment.length]
         if self.reduce == "mean":
             real = real.mean(0)
         elif self.reduce == "last":
-            real = real[-1].clone()
+            real = real[-1]
         else:
             real = pad(real.half(), tensor.shape[1])
-        self.seen.append(real)
-        return {"residual": torch.stack(self.seen)} if layer == self.layers - 1 else None
+        self.trained.put(hook.name, real)
 
-    def evaluation(self, tensor: Tensor, *, hook: object, moment: range) -> Rows:
-        if self.focal not in moment:
+    def after_backward(self, step: Step) -> Rows:
+        return self.trained.rows("residual")
+
+    def evaluation(self, tensor: Tensor, *, hook: Any, moment: range) -> None:
+        if self.focal in moment:
+            real = tensor.detach()[moment.index(self.focal), : self.length].half()
+            self.evaluated.put(hook.name, pad(real, tensor.shape[1]))
+
+    def after_episode(self, episode: Episode) -> Rows:
+        row = self.evaluated.row()  # (layer, position, width), of the last layer or of all
+        if row is None:
             return None
-        real = tensor.detach()[moment.index(self.focal), : self.length].half()
-        real = pad(real, tensor.shape[1])
-        layer = self.layer[str(getattr(hook, "name", ""))]
-        if not self.all_layers:
-            return {"final": real}
-        self.evaluated = [] if layer == 0 else self.evaluated
-        self.evaluated.append(real)
-        if layer < self.layers - 1:
-            return None
-        return {"final": real, "focal": torch.stack(self.evaluated)}
+        return {"final": row[-1], **({"focal": row} if self.all_layers else {})}
 
 
 def pad(real: Tensor, positions: int) -> Tensor:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from recovery_probe.errors import HookError
 from recovery_probe.recorders import STEP, Layout, Recorder, Rows, RunInfo, Step, times
 from recovery_probe.recorders.gradients import module_layout
+
+ROUNDED = 100  # roundings that a sketch of all weights may be off by, beside one for each step
 
 
 class WeightDeltas(Recorder):
@@ -15,8 +20,10 @@ class WeightDeltas(Recorder):
     before, from step `step` up to the next recorded one. The running sum of the sketches is the
     sketch of the trajectory (`Run.weight_trajectory`).
 
-    One step of plain descent moves a weight by -lr times its gradient, which is at hand. Any
-    other update is the difference of the weights, of which a copy is kept.
+    One step of plain descent moves a weight by -lr times its gradient, which is at hand: but for
+    rounding, so that this holds in float32 and float64 alone. Once an epoch the weights themselves
+    must have moved by the sum of what was recorded. Any other update is the difference of the
+    weights, of which a copy is kept.
     """
 
     name = "weight_deltas"
@@ -25,38 +32,70 @@ class WeightDeltas(Recorder):
     def start(self, run: RunInfo) -> Layout:
         every, optimizer = run.settings.weight_deltas.every, run.settings.optimizer
         self.parameters, self.sketches, self.lr = run.model.parameters, run.sketches, optimizer.lr
+        self.epoch = run.settings.documents.count * run.settings.steps
         first = times(every, run.settings, STEP)
         total = len(run.schedule) * run.settings.steps
         self.first, self.last = set(first.tolist()), {*(first[1:] - 1).tolist(), total - 1}
         self.from_gradient = (
             optimizer.name == "sgd"
             and not (optimizer.momentum or optimizer.weight_decay)
+            and run.settings.model.dtype in ("float32", "float64")
             and np.array_equal(first, np.arange(total))
         )
-        self.before: list[Tensor] = []
-        return module_layout(self.sketches, "weight update applied", "weight", every)
+        self.before: dict[str, Tensor] = {}
+        what = "weight update applied"
+        return module_layout(self.sketches, what, "weight", every, covers="stretch")
 
     def rehearse(self) -> None:
         if not self.from_gradient:
-            weights = [p.detach() for p in self.parameters.values()]
-            self.sketches(
-                dict(zip(self.parameters, torch._foreach_sub(weights, weights), strict=True))
-            )
+            self.sketches((name, p.detach() - p.detach()) for name, p in self.parameters.items())
 
     def before_step(self, step: Step) -> Rows:
-        if step.index in self.first and not self.from_gradient:
-            weights = [p.detach() for p in self.parameters.values()]
-            self.before = self.before or [torch.empty_like(w) for w in weights]
-            torch._foreach_copy_(self.before, weights)
+        if self.from_gradient:
+            if step.index == 0:
+                self.start_sketch, _ = self.sketches(self.parameters)
+                self.moved = torch.zeros_like(self.start_sketch, dtype=torch.float64)
+        elif step.index in self.first:
+            weights = {name: p.detach() for name, p in self.parameters.items()}
+            self.before = self.before or {n: torch.empty_like(w) for n, w in weights.items()}
+            for name, weight in weights.items():
+                self.before[name].copy_(weight)
         return None
 
     def after_step(self, step: Step) -> Rows:
-        if step.index not in self.last:
-            return None
         if self.from_gradient:
             sketch, norm = self.sketches.of_gradients(step.index, self.parameters)
+            self.moved -= self.lr * sketch
+            if (step.index + 1) % self.epoch == 0:
+                self._compare(step.index)
             return {"sketched": -self.lr * sketch, "norm": self.lr * norm}
-        weights = [p.detach() for p in self.parameters.values()]
-        deltas = dict(zip(self.parameters, torch._foreach_sub(weights, self.before), strict=True))
-        sketch, norm = self.sketches(deltas)
+        if step.index not in self.last:
+            return None
+        sketch, norm = self.sketches(self._differences())
         return {"sketched": sketch, "norm": norm}
+
+    def _differences(self) -> Iterator[tuple[str, Tensor]]:
+        """One at a time; in float32 at least, since bfloat16 would round them again."""
+        for name, parameter in self.parameters.items():
+            now, before = parameter.detach(), self.before[name]
+            dtype = torch.promote_types(now.dtype, torch.float32)
+            yield name, now.to(dtype) - before.to(dtype)
+
+    def _compare(self, step: int) -> None:
+        """Raise `HookError` when the weights have not moved, since the start of this epoch, by
+        what was recorded, but for a rounding of every weight at every step. Sketches are linear:
+        no copy of the weights is needed."""
+        now, size = self.sketches(self.parameters)
+        moved = (now - self.start_sketch).double()
+        off = (moved - self.moved).norm(dim=1)
+        rounding = torch.finfo(now.dtype).eps * (self.epoch + ROUNDED) * size.double()
+        if (off > rounding).any():
+            worst = int((off - rounding).argmax())
+            raise HookError(
+                f"weight_deltas: in the epoch up to step {step} the weights of "
+                f"{self.sketches.modules[worst]} moved by about {float(moved[worst].norm()):.3g}, "
+                f"and by {float(self.moved[worst].norm()):.3g} by their gradients: something "
+                "changed gradients or weights between the recorders and the optimizer"
+            )
+        self.start_sketch = now
+        self.moved.zero_()

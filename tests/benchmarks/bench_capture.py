@@ -24,7 +24,8 @@ import numpy as np
 import recovery_probe as rp
 from recovery_probe import config, documents, models
 from recovery_probe.progress import Progress
-from recovery_probe.recorders import Recording, RunInfo, find
+from recovery_probe.recorders import RunInfo
+from recovery_probe.recorders.recording import Recording, find
 from recovery_probe.run import Writer
 from recovery_probe.schedule import document_of_episode
 from recovery_probe.sketch import ModuleSketches

@@ -1,6 +1,7 @@
 """Inner products of all documents' gradients: ours against keeping T gradients.
 
-    python tests/benchmarks/bench_gradient_gram.py [--documents 25] [--tokens 64] [--width 256]
+    python tests/benchmarks/bench_gradient_gram.py [--documents 25] [--tokens 64] [--width 256] \
+        [--vocabulary 4096]
 
 Each way runs in a process of its own, so that its peak memory is its own; time is the median of
 three calls after one that warms up. The plain way is T backward passes and one matrix product.
@@ -43,7 +44,11 @@ def start(options: argparse.Namespace) -> RunInfo:
             "tokens": options.tokens,
             "min_tokens": options.tokens,
         },
-        model={"width": options.width, "depth": options.depth},
+        model={
+            "width": options.width,
+            "depth": options.depth,
+            "vocabulary": options.vocabulary,
+        },
     )
     model = models.load(settings)
     docs = documents.load(settings, model.tokenize)
@@ -97,6 +102,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--way", choices=["ours", "plain"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:

@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM
 import recovery_probe as rp
 from recovery_probe import documents, models
 from recovery_probe.progress import Progress
-from recovery_probe.recorders import Recording, RunInfo
+from recovery_probe.recorders import RunInfo
+from recovery_probe.recorders.recording import Recording
 from recovery_probe.run import Writer
 from recovery_probe.schedule import document_of_episode
 from recovery_probe.sketch import ModuleSketches

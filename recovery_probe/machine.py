@@ -1,0 +1,73 @@
+"""What a run asks of the machine it is trained on: threads, quiet signals, the same numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that would end the process wait until the run says how it ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ignored = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in ignored.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def threads(wanted: int) -> Iterator[None]:
+    """Torch with so many threads on the CPU, 0 for as many as it chooses. Says so when others are
+    at work here: threads that wait for one another spin, and two runs of two threads on two cores
+    slow each other fivefold."""
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(wanted)
+    cores = os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if busy > 0.75 * cores and torch.get_num_threads() > 1:
+        print(
+            f"note: the machine is busy (load {busy:.1f} on {cores} cores) and this run takes "
+            f"{torch.get_num_threads()} threads: they slow one another; give each run --threads 1",
+            file=sys.stderr,
+        )
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def size_of(size: float) -> str:
+    """`1.2 GB`, `340.0 MB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Deterministic kernels, and a global generator (dropout draws from it) that is put back."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    gpus = [device.index or 0] if device.type == "cuda" else []
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the GPU's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
