@@ -79,8 +79,9 @@ def time_labels(
     taken: frozenset[str] = frozenset(),
 ) -> dict[str, tuple[str, NDArray[np.int64], dict[str, str]]]:
     """Coordinates along `step` or `episodes_done`, by which to select and group: document trained
-    on, episode, epoch, and the place within. -1 (epoch 0) before any training. `taken` are
-    dimensions of the same dataset: a name among them becomes `trained_on`, `in_episode`."""
+    on, episode, epoch, and the place within. -1 (epoch 0) before any training. `taken` are names of
+    the same dataset: `document` becomes `trained_on` beside one of that name, `episode`
+    `in_episode`; others are left out."""
     if time == "step":
         episode, within = values // steps, values % steps
         about = "step within its episode; first is 0"
@@ -101,4 +102,5 @@ def time_labels(
     return {
         name: (time, np.asarray(labels, dtype=np.int64), {"description": text, "units": "1"})
         for name, (labels, text) in found.items()
+        if name not in taken
     }

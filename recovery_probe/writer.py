@@ -145,7 +145,7 @@ class Writer:
     ) -> None:
         """Lay out a recorder's arrays for the whole run, in a group of its own."""
         T, M = self.settings.documents.count, self.settings.steps
-        taken = frozenset(d for a in arrays.values() for d in a.dims)
+        taken = frozenset([*arrays, *coords, *(d for a in arrays.values() for d in a.dims)])
         described: dict[str, Any] = {
             n: (dims, values, _about(labels.ABOUT[n])) if n in labels.ABOUT else (dims, values)
             for n, (dims, values) in coords.items()

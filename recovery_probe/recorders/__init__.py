@@ -31,7 +31,6 @@ from recovery_probe.errors import InputError
 if TYPE_CHECKING:
     from recovery_probe.models import Model
     from recovery_probe.sketch import ModuleSketches
-    from recovery_probe.writer import Writer
 
 Rows = Mapping[str, Any] | None  # array name -> its row at this moment
 Time = Literal["step", "episodes_done"]

@@ -16,8 +16,9 @@ from recovery_probe.errors import HookError, InputError
 from recovery_probe.recorders import EPISODE, STEP, Array, Layout, Recorder
 from recovery_probe.run import Run
 
-# What a run holds itself: an attribute of it could not be a recorder's group.
-RESERVED = {*dir(Run), "path", "config", "provenance", "training"}
+# What a run holds itself: an attribute of it could not be a recorder's group. (The recorder of
+# checkpoints writes files, and the attribute tells of them.)
+RESERVED = {*dir(Run), "path", "config", "provenance", "training"} - {"checkpoints"}
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # kinds of numbers; a row may be stored as a higher one
 
 
