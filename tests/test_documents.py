@@ -292,3 +292,9 @@ def test_padding_has_no_loss(tmp_path: Path) -> None:
         tiny(epochs=1, documents={**wide, "tokens": int(lengths.max())}), tmp_path / "narrow"
     )
     np.testing.assert_allclose(run.losses.values, narrow.losses.values, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tokens", "pool"])
+def test_absurd_counts_are_refused_before_anything_is_read(name: str) -> None:
+    with pytest.raises(rp.InputError, match=rf"documents\.{name} = 10+: should be less than"):
+        tiny(documents={name: 10**18})
