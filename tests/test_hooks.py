@@ -126,7 +126,7 @@ def test_updates_that_gradients_do_not_tell_stop_the_run(tmp_path: Path) -> None
                         p.grad.zero_()
 
     with pytest.raises(rp.HookError, match=r"weight_deltas: in the epoch .*mlp.* moved by about"):
-        rp.fit(tiny(recorders=["weight_deltas"]), tmp_path / "run", hooks=[Freezes])
+        rp.fit(tiny(recorders=["gradients", "weight_deltas"]), tmp_path / "run", hooks=[Freezes])
 
 
 def test_bfloat16_weights_that_do_not_move_are_said_not_to(tmp_path: Path) -> None:
