@@ -6,6 +6,7 @@ import atexit
 import functools
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def check_recorder(recorder: Any, **changes: Any) -> xr.Dataset:
 
     - wrote exactly what its layout announced, a row at every time that is due, none missing;
     - gave every array a description and units;
+    - wrote the same at a time whether or not it was asked at the times between;
     - left training as it was, bit for bit, and no hook behind.
 
     `changes` are settings, as `recovery_probe.preset` takes them. Returns what it wrote.
@@ -84,7 +86,37 @@ def check_recorder(recorder: Any, **changes: Any) -> xr.Dataset:
         if np.issubdtype(found.dtype, np.floating):
             given = np.isfinite(found.values.reshape(len(found), -1)).any(axis=1)
             assert given.all(), f"{name}: no value at {found[array.time].values[~given][:3]}"
+    _check_times(recorder, layout, settings, dataset, folder / "thinned")
     return dataset
+
+
+def _check_times(
+    recorder: Any, layout: Any, settings: Settings, dataset: xr.Dataset, path: Path
+) -> None:
+    """Every other row of a moment is the same when the others are never asked for: a row that was
+    left over from another time is not."""
+    from recovery_probe.train import fit
+
+    moments = [name for name, array in layout.arrays.items() if array.covers == "moment"]
+    if recorder.sees_every_step or not moments:
+        return
+
+    def half(every: str) -> str:
+        count, _, unit = every.rpartition(" ")
+        return f"{2 * int(count or 1)} {unit.removesuffix('s')}s"
+
+    class Thinned(recorder):  # type: ignore[misc]
+        def start(self, run: Any) -> Any:
+            layout = super().start(run)
+            every = {"step": "step", "episodes_done": "episode", **layout.every}
+            return replace(layout, every={time: half(often) for time, often in every.items()})
+
+    thinned = fit(settings, path, hooks=[Thinned]).recorder(recorder.name)
+    for name in moments:
+        time = layout.arrays[name].time
+        whole = dataset[name].sel({time: thinned[time].values})
+        same = np.array_equal(whole.values, thinned[name].values, equal_nan=True)
+        assert same, f"{name}: rows stand at another time than the one they are of"
 
 
 def _temporary() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,22 +20,29 @@ from recovery_probe.recorders import (
     RunInfo,
     hooked,
     module_coords,
+    shapes_at,
 )
 from recovery_probe.sketch import module_of
 
-SLICE = 2**22  # values of the documents' gradients that exist at a time
-EMBEDDINGS = ("embed.weight", "pos_embed.weight")
+SLICE = 2**24  # values of the documents' gradients that exist at a time: 64 MB in float32
+FACTORS = 2**32  # bytes of factors that are kept for the documents of other batches
+# How far what autograd summed over documents may be from our sum, of the sum of magnitudes.
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 2e-2}
+ROUGH = 15  # times that, for norms in bfloat16, whose gradients autograd adds up in 8 bits
 
 
 class DocumentGradients(Recorder):
     """`inner` (episodes_done, module, document, other): ⟨Gᵢ, Gⱼ⟩ of the gradients of each
     document's mean loss (nats), in eval mode; their sum over modules is that of the whole model.
 
-    One backward pass over the summed loss of all documents gives, for every linear part, its
+    A backward pass over the summed loss of several documents gives, for every linear part, its
     inputs a (document, position, in) and the gradients b of its outputs (document, position,
-    out); the weight's gradient is bᵀa, of each document by itself. It is formed a few columns at
-    a time, for all documents, and only its inner products are kept: the arithmetic of the backward
-    pass's own weight gradient, and no gradient of a whole matrix.
+    out); the weight's gradient is bᵀa, of each document by itself. It is formed a slice at a time,
+    for all documents, and only its inner products are kept: the arithmetic of the backward pass's
+    own weight gradient, and no gradient of a whole matrix.
+
+    Documents pass `eval_batch` at a time. With more than one batch a and b are kept until all
+    documents are through: of as many modules as fit `FACTORS`, and of the others in further passes.
     """
 
     name = "document_gradients"
@@ -58,7 +66,14 @@ class DocumentGradients(Recorder):
                 raise InputError(
                     f"document_gradients does not know how {module} makes its gradient"
                 )
-        self.tied = "embed" in self.modules and "unembed" not in self.modules
+        own = run.model.parameters
+        self.tied = "embed.weight" in own and "unembed.weight" not in own
+        if self.tied:
+            self.kinds.setdefault("unembed", [])
+        self.batch = run.settings.eval_batch
+        self.sizes = shapes_at(
+            run, [f"{m}.{end}" for m in self.kinds for end in ("hook_in", "hook_out")]
+        )
         documents = len(run.tokens)
         return Layout(
             arrays={
@@ -75,82 +90,125 @@ class DocumentGradients(Recorder):
             every={EPISODE: run.settings.document_gradients.every},
         )
 
+    def rehearse(self) -> float:
+        """On two documents; more of them take more time in proportion, or a little more."""
+        self.products(2)
+        return len(self.tokens) / 2
+
     def after_episode(self, episode: Episode) -> Rows:
         return {"inner": self.products()}
 
-    def products(self) -> Tensor:
-        """(modules, documents, documents) of the model as it stands; checked against autograd."""
-        documents = len(self.tokens)
-        self.inner = self.tokens.new_zeros(
-            len(self.modules), documents, documents, dtype=torch.float64
-        )
-        self.inputs: dict[str, Tensor] = {}
-        self.output_gradients: dict[str, Tensor] = {}
-        parameters = self.model.parameters
+    def products(self, count: int | None = None) -> Tensor:
+        """(modules, documents, documents) of the model as it stands, of all documents or the first
+        `count`; checked against autograd."""
+        self.count = count or len(self.tokens)
+        shape = (len(self.modules), self.count, self.count)
+        self.inner = torch.zeros(shape, dtype=torch.float64, device=self.tokens.device)
         self.model.train(False)
+        for modules in self._groups():
+            self._pass(modules)
+        return self.inner
+
+    def _groups(self) -> list[list[str]]:
+        """Modules whose factors are kept at the same time; all, when every document is in one
+        batch. A tied unembedding goes with the embedding."""
+        together = ["embed", "pos_embed", "unembed"]
+        first = [m for m in together if m in self.kinds]
+        order = [*first, *(m for m in self.kinds if m not in together)]
+        if self.batch >= self.count:
+            return [order]
+        groups: list[list[str]] = []
+        room, bytes_each = 0.0, max(p.element_size() for p in self.model.parameters.values())
+        for module in order:
+            shapes = [self.sizes.get(f"{module}.{end}", ()) for end in ("hook_in", "hook_out")]
+            need = sum(math.prod(shape) for shape in shapes) * self.count * bytes_each
+            if need > room and not (groups and module in together):
+                groups.append([])
+                room = float(FACTORS)
+            groups[-1].append(module)
+            room -= need
+        return groups
+
+    def _pass(self, modules: list[str]) -> None:
+        """Inner products of these modules: all documents forward and backward, batch by batch."""
+        parameters = self.model.parameters
+        self.a: dict[str, Tensor] = {}  # module -> its inputs, of all documents of the batches
+        self.b: dict[str, Tensor] = {}  # … the gradients of its outputs
         for parameter in parameters.values():
             parameter.grad = None
-        with torch.enable_grad(), hooked(self.model.bridge, self._hooks()):
-            self.losses(self.model, self.tokens, self.targets).sum().backward()
+        with torch.enable_grad(), hooked(self.model.bridge, self._hooks(modules)):
+            for start in range(0, self.count, self.batch):
+                self.these = slice(start, min(start + self.batch, self.count))
+                losses = self.losses(self.model, self.tokens[self.these], self.targets[self.these])
+                losses.sum().backward()
+        self._embeddings()
+        for module in list(self.b):
+            self._multiply(module)
         # What autograd summed over documents must be what the factors sum to.
-        for module, names in self.kinds.items():
-            full = sum(squared_norm(parameters[n].grad) for n in names)
+        for module in (m for m in modules if m in self.row):
+            full = sum(squared_norm(parameters[n].grad) for n in self.kinds[module])
             ours = float(self.inner[self.row[module]].sum())
             scale = float(self.inner[self.row[module]].abs().sum()) + 1e-30
-            if abs(full - ours) > 1e-3 * scale:
+            dtype = next(iter(parameters.values())).dtype
+            norm = f"{module}.hook_normalized" in self.model.bridge.hook_dict
+            allowed = TOLERANCE[dtype] * (ROUGH if norm and dtype == torch.bfloat16 else 1)
+            if abs(full - ours) > allowed * scale:
                 raise RuntimeError(
                     f"document_gradients: {module}: the factors give {ours:.6g} where autograd "
                     f"gives {full:.6g}; please report the architecture"
                 )
         for parameter in parameters.values():
             parameter.grad = None
-        return self.inner
 
-    def _hooks(self) -> list[tuple[str, str, Callable[..., None]]]:
+    def _hooks(self, modules: list[str]) -> list[tuple[str, str, Callable[..., None]]]:
         """(hook point, direction, function) for every module."""
         hooks: list[tuple[str, str, Callable[..., None]]] = []
-        for module, names in self.kinds.items():
-            if module in ("embed", "pos_embed"):
-                continue
-            norm = f"{module}.hook_normalized" in self.model.bridge.hook_dict
-            hooks += [
-                (f"{module}.hook_in", "fwd", self._keep(module)),
-                (f"{module}.hook_out", "bwd", self._multiply(module, names, norm)),
-            ]
-        if self.tied:
-            hooks += [
-                ("unembed.hook_in", "fwd", self._keep("unembed")),
-                ("unembed.hook_out", "bwd", self._hold),
-            ]
-        hooks.append(("embed.hook_out", "bwd", self._embeddings))
+        for module in modules:
+            if module not in ("embed", "pos_embed"):
+                hooks.append((f"{module}.hook_in", "fwd", self._keep(self.a, module)))
+                hooks.append((f"{module}.hook_out", "bwd", self._keep(self.b, module)))
+        if "embed" in modules or "pos_embed" in modules:
+            hooks.append(("embed.hook_out", "bwd", self._keep(self.b, "embed")))
         return hooks
 
-    def _keep(self, module: str) -> Callable[..., None]:
+    def _keep(self, where: dict[str, Tensor], module: str) -> Callable[..., None]:
+        """Keep what a hook point shows. With one batch it is used as soon as it is whole."""
+
         def keep(tensor: Tensor, *, hook: Any) -> None:
-            self.inputs[module] = tensor.detach()
+            tensor = tensor.detach()
+            if self.batch >= self.count:
+                where[module] = tensor
+                linear = module in self.a and module in self.b
+                if linear and not (module == "unembed" and self.tied):
+                    self._multiply(module)
+                return
+            if module not in where:
+                where[module] = tensor.new_empty(self.count, *tensor.shape[1:])
+            where[module][self.these] = tensor
 
         return keep
 
-    def _hold(self, gradient: Tensor, *, hook: Any) -> None:
-        self.output_gradients["unembed"] = gradient.detach()
-
-    def _multiply(self, module: str, names: list[str], norm: bool) -> Callable[..., None]:
-        def multiply(gradient: Tensor, *, hook: Any) -> None:
-            a, b = self.inputs.pop(module), gradient.detach()
-            into = self.inner[self.row[module]]
-            if norm and any(n.endswith("weight") for n in names):
-                # (document, …, width): one weight for each coordinate of the last axis
-                into += gram((self._normalized(module, a) * b).flatten(1, -2).sum(1))
-            # Heads come split; a norm's bias is shared by whatever stands before its last axis.
-            b = b.flatten(1, -2) if norm else b.flatten(2)
-            if any(n.endswith("bias") for n in names):
-                into += gram(b.sum(1))
-            if not norm:
-                a = a.flatten(2)
-                for part in _slices(a.shape[2], len(b) * b.shape[2]):
-                    into += gram(torch.einsum("npo,npi->noi", b, a[..., part]))
-
-        return multiply
+    def _multiply(self, module: str) -> None:
+        """Add the inner products of a module's gradients, from its factors, and let these go."""
+        a, b, names = self.a.pop(module), self.b.pop(module), self.kinds[module]
+        if not names:
+            return
+        into = self.inner[self.row[module]]
+        norm = f"{module}.hook_normalized" in self.model.bridge.hook_dict
+        weight = any(n.endswith("weight") for n in names)
+        if norm and weight:
+            # (document, …, width): one weight for each coordinate of the last axis
+            into += gram((exact(self._normalized(module, a)) * exact(b)).flatten(1, -2).sum(1))
+        # Heads come split; a norm's bias is shared by whatever stands before its last axis.
+        b = exact(b.flatten(1, -2) if norm else b.flatten(2))
+        if any(n.endswith("bias") for n in names):
+            into += gram(b.sum(1))
+        if not norm and weight:
+            a = exact(a.flatten(2))
+            if b.shape[2] < a.shape[2]:
+                a, b = b, a  # slices are cut from the longer side, which is so read once
+            for part in _slices(b.shape[2], len(a) * a.shape[2]):
+                into += gram(torch.einsum("npo,npi->noi", b[..., part], a))
 
     def _normalized(self, module: str, a: Tensor) -> Tensor:
         """What a norm multiplies its weight with, computed as the network itself does (which for
@@ -161,25 +219,37 @@ class DocumentGradients(Recorder):
             one, zero = (torch.func.functional_call(norm, {"weight": w}, (a,)) for w in weights)
         return one - zero
 
-    def _embeddings(self, gradient: Tensor, *, hook: Any) -> None:
+    def _embeddings(self) -> None:
         """Rows of the embeddings; with a tied unembedding, both parts of the one gradient."""
-        b = gradient.detach()  # (document, position, width)
-        documents, positions, width = b.shape
+        if "embed" not in self.b:
+            return
+        b = exact(self.b.pop("embed"))  # (document, position, width)
         if "pos_embed" in self.row:
             # A position's row gets what its token's row gets: the two are added.
-            for part in _slices(width, documents * positions):
+            for part in _slices(b.shape[2], b.shape[0] * b.shape[1]):
                 self.inner[self.row["pos_embed"]] += gram(b[..., part])
         if "embed" not in self.row:
             return
-        rows = self.model.parameters["embed.weight"].shape[0]
-        for part in _slices(width, documents * rows):
-            piece = b[..., part]
-            each = piece.new_zeros(documents, rows, piece.shape[2])
-            index = self.tokens[..., None].expand(piece.shape)
-            each.scatter_add_(1, index, piece)
+        tokens, embed = self.tokens[: self.count], self.model.bridge.embed.original_component
+        # Some embeddings multiply their rows, and the row of a padding token is not trained.
+        with torch.no_grad():
+            ones = {"weight": torch.ones_like(embed.weight)}
+            b = b * exact(torch.func.functional_call(embed, ones, (tokens,)))
+        if embed.padding_idx is not None:
+            b = b.masked_fill((tokens == embed.padding_idx)[..., None], 0.0)
+        rows, places = len(embed.weight), tokens
+        if self.tied:
+            c, a = exact(self.b["unembed"]), exact(self.a["unembed"])
+        else:  # the rows of other tokens are 0
+            known, places = tokens.unique(return_inverse=True)
+            rows = len(known)
+        for part in _slices(rows, self.count * b.shape[2]):
+            size = part.stop - part.start
+            inside = ((places >= part.start) & (places < part.stop))[..., None]
+            index = (places - part.start).clamp(0, size - 1)[..., None].expand(b.shape)
+            each = b.new_zeros(self.count, size, b.shape[2]).scatter_add_(1, index, b * inside)
             if self.tied:
-                c, a = self.output_gradients["unembed"], self.inputs["unembed"]
-                each += torch.einsum("npo,npi->noi", c, a[..., part])
+                each += torch.einsum("npo,npi->noi", c[..., part], a)
             self.inner[self.row["embed"]] += gram(each)
 
 
@@ -194,6 +264,11 @@ def squared_norm(gradient: Tensor | None) -> float:
     return 0.0 if gradient is None else float(gradient.double().pow(2).sum())
 
 
+def exact(tensor: Tensor) -> Tensor:
+    """In float32 at least: products and sums of bfloat16 would lose what they are for."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _slices(columns: int, values_each: int) -> list[slice]:
-    width = max(1, SLICE // values_each)
-    return [slice(i, i + width) for i in range(0, columns, width)]
+    width = max(64, SLICE // values_each)
+    return [slice(i, min(i + width, columns)) for i in range(0, columns, width)]
