@@ -36,7 +36,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
             {"loss": (("episodes_done", "document", "position"), losses.astype("float16"))},
             coords={
                 "episodes_done": np.arange(len(losses)),
-                "token": (("document", "position"), np.array(token)),
+                "token": (("document", "position"), np.array(token, dtype=np.dtypes.StringDType())),
             },
         )
         monkeypatch.setattr(rp.Run, "recorder", lambda self, name: dataset)

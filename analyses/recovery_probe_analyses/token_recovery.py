@@ -169,7 +169,7 @@ def _between_epochs(
 def _words(run: Run, waits: Sequence[tuple[Any, ...]], count: int) -> xr.Dataset:
     """The words of the first run's largest sums, and every run's sums of them."""
     T = run.config.documents.count
-    text = run.recorder("token_losses").token[:T].values.astype(str)
+    text = run.recorder("token_losses").token[:T].values.astype(object)
     known, which = np.unique(text, return_inverse=True)
     which = which.reshape(text.shape)
     counted = np.isfinite(waits[0][1]).any(axis=1)
@@ -229,12 +229,12 @@ def _bars(axes: Axes, part: xr.Dataset, name: str) -> None:
     rank, height = part["rank"].values, 0.8 / part.sizes["run"]
     for r in range(part.sizes["run"]):
         at = rank - 0.4 + height * (r + 0.5)
-        axes.barh(at, 100 * part.word_share.isel(run=r), height, color=plots.colour(r))
+        axes.barh(at, part[f"word_{name}"].isel(run=r), height, color=plots.colour(r))
     known = zip(part.word.values, part.word_count.values, strict=True)
     axes.set_yticks(rank, [f"{drawable(str(w))} ×{int(n)}" if n else "" for w, n in known])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
-    axes.set(xlabel=f"% of all nats {name}", title=f"tokens of which most is {name}")
+    axes.set(xlabel=f"nats {name}, all its places", title=f"tokens of which most is {name}")
     axes.grid(False, axis="y")
     axes.invert_yaxis()
 
