@@ -200,9 +200,9 @@ def _loops(axes: Axes, part: xr.Dataset, T: int) -> None:
             way = {"arrowstyle": "-|>", "color": colour, "mutation_scale": 9}
             axes.annotate("", (x[i + 1], y[i + 1]), (x[i], y[i]), arrowprops=way)
     for d in sorted({0, T // 4, T // 2, 3 * T // 4}):
-        i = np.flatnonzero(document == d)
-        axes.plot(x[i], y[i], ".", color="black", markersize=3)
-        axes.annotate(str(d), (x[i[0]], y[i[0]]), xytext=(3, 3), textcoords="offset points")
+        at = np.flatnonzero(document == d)
+        axes.plot(x[at], y[at], ".", color="black", markersize=3)
+        axes.annotate(str(d), (x[at[0]], y[at[0]]), xytext=(3, 3), textcoords="offset points")
     axes.set_title(
         f"{part.run.item()}, {part.group.item()}: epochs without their drift\n"
         f"plane holds {float(part.loop_share[:2].sum()):.0%} of their variance"
