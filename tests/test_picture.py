@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_hex
 from nbclient import NotebookClient
-from recovery_probe_analyses import gradient_similarity, loss_curves
+from recovery_probe_analyses import gradient_similarity, loss_curves, weight_cyclicity
 
 import recovery_probe as rp
 from recovery_probe import picture, plots, stats
@@ -153,3 +153,21 @@ def test_a_map_of_cosines_is_white_at_0(pair: rp.Run) -> None:
     for image in images:
         assert image.get_cmap().name == plots.DIVERGING["cmap"]
         assert image.norm.vmin == -image.norm.vmax
+
+
+def test_loops_are_drawn_without_their_drift(pair: rp.Run) -> None:
+    """A colour for each epoch; each loop is centred and closes, whatever the weights' drift."""
+    numbers = weight_cyclicity.compute(pair, controls=pair.controls, permutations=9)
+    loops = numbers.loop.sel(run="cyclic", group="total").values.reshape(3, 5, 3)
+    size = np.abs(loops).max()
+    np.testing.assert_allclose(loops.mean(axis=1), 0, atol=1e-6 * size)
+    np.testing.assert_allclose(loops[:, 0], loops[:, -1], atol=1e-6 * size)
+    moved = pair.weight_trajectory().values[1:].reshape(3, 5, -1)
+    line = np.linspace(0, 1, 5)[:, None]
+    straight = moved - moved[:, :1] * (1 - line) - moved[:, -1:] * line
+    centred = (straight - straight.mean(axis=1, keepdims=True)).reshape(15, -1)
+    values = np.linalg.svd(centred, compute_uv=False) ** 2
+    share = numbers.loop_share.sel(run="cyclic", group="total")
+    np.testing.assert_allclose(share, values[:3] / values.sum(), rtol=1e-4)
+    fig = weight_cyclicity.plot(numbers)
+    assert [axes.name for axes in fig.axes] == ["rectilinear"] * 6

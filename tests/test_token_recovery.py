@@ -36,7 +36,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
             {"loss": (("episodes_done", "document", "position"), losses.astype("float16"))},
             coords={
                 "episodes_done": np.arange(len(losses)),
-                "token": (("document", "position"), np.array(token)),
+                "token": (("document", "position"), np.array(token, dtype=np.dtypes.StringDType())),
             },
         )
         monkeypatch.setattr(rp.Run, "recorder", lambda self, name: dataset)
@@ -102,7 +102,7 @@ def test_noise_has_its_null(pair: rp.Run, plant: Plant) -> None:
         plant(wave(pair)[:, :, [3] * C] + rng.normal(0, 0.3, (ROWS, T + H, C)))
         numbers = token_recovery.compute(pair).isel(run=0)
         found.append([float(numbers.concentration), float(numbers.correlation)])
-        f, g, _ = token_recovery._waits(pair)
+        f, g, _ = token_recovery._waits(pair, 15)
         naive.append(np.corrcoef(f[0, 0, 1:], g[0, 0, 1:])[0, 1])
     mean, error = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(40)
     assert abs(mean[0] - 2 / 23) < 4 * error[0] + 0.005
@@ -118,6 +118,23 @@ def test_only_falling_is_left_out_and_counted(pair: rp.Run, plant: Plant) -> Non
     plant(np.broadcast_to(np.linspace(5, 1, ROWS)[:, None, None], (ROWS, T + H, C)))
     with pytest.raises(rp.InputError, match="no document has come back"):
         token_recovery.compute(pair)
+
+
+def test_a_control_that_stopped_early(
+    pair: rp.Run, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are read as far as both have got, and the verdict says so."""
+    losses = wave(pair)
+    losses[11:] *= 7  # beyond the control's end
+    plant(losses)
+    done = property(lambda run: 10 if "shuffled" in str(run.path) else 15)
+    monkeypatch.setattr(rp.Run, "episodes_done", done)
+    numbers = token_recovery.compute(pair, controls=pair.controls)
+    expected = np.mean([2 / 23] * 4 + [2 / 19]) * 2
+    np.testing.assert_allclose(numbers.total_forgotten[0], expected, atol=1e-3)
+    assert token_recovery.summary(numbers)["verdict"].startswith(
+        "The runs are compared as far as all have got: 10 episodes."
+    )
 
 
 def test_what_it_lacks_is_said(pair: rp.Run, plant: Plant, tmp_path: Path) -> None:

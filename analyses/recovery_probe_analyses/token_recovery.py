@@ -50,7 +50,8 @@ def compute(run: Run, *, controls: Sequence[Run] = (), words: int = 30) -> xr.Da
     if words < 1:
         raise InputError(f"words = {words}: at least 1")
     runs = [run, *controls]
-    waits = [_waits(r) for r in runs]
+    done = min(r.episodes_done for r in runs)
+    waits = [_waits(r, done) for r in runs]
     if not np.isfinite(waits[0][0]).any():
         raise Missing(
             f"{run.path}: {run.episodes_done} episodes: no document has come back after having "
@@ -62,7 +63,7 @@ def compute(run: Run, *, controls: Sequence[Run] = (), words: int = 30) -> xr.Da
     ]
     dataset = xr.concat(parts, "run").assign_coords(run=labels(runs))
     dataset = dataset.merge(_words(run, waits, words))
-    dataset["left_out"] = ("run", [left for _, _, left in waits])
+    dataset["left_out"] = ("run", [left for _, _, left in waits], {"of_seeds": "sum"})
     for name in ("total_forgotten", "total_regained", *BY):
         dataset[name].attrs["units"] = "nats per token"
     for name in ("word_forgotten", "word_regained"):
@@ -71,12 +72,15 @@ def compute(run: Run, *, controls: Sequence[Run] = (), words: int = 30) -> xr.Da
         if name.startswith("word"):
             dataset[name].attrs["of_seeds"] = "the first"
     dataset.attrs = {"unit": "documents", "interval": "95% percentile bootstrap over documents"}
+    if any(r.episodes_done > done for r in runs):
+        told = f"The runs are compared as far as all have got: {done} episodes."
+        dataset.attrs["compared"] = told
     return dataset
 
 
-def _waits(run: Run) -> tuple[stats.Floats, stats.Floats, int]:
-    """Forgotten and regained, (document, epoch, position), NaN where there is none; and how many
-    waits are left out since the loss only fell."""
+def _waits(run: Run, episodes: int) -> tuple[stats.Floats, stats.Floats, int]:
+    """Forgotten and regained, (document, epoch, position), of waits that end within the first
+    `episodes`, NaN otherwise; and how many are left out since the loss only fell."""
     losses = run.recorder("token_losses").loss
     T, done = run.config.documents.count, losses.episodes_done.values
     if not np.array_equal(done, np.arange(len(done))):
@@ -84,7 +88,7 @@ def _waits(run: Run) -> tuple[stats.Floats, stats.Floats, int]:
             f"{run.path}: token_losses.every leaves out some episodes; train again with "
             "--token_losses.every episode"
         )
-    values = losses[:, :T].values  # float16, (row, document, position)
+    values = losses[: episodes + 1, :T].values  # float16, (row, document, position)
     turns = stats.visits(run.schedule.values, T)
     forgotten = np.full((T, turns.shape[1] - 1, values.shape[-1]), np.nan)
     regained, left_out = forgotten.copy(), 0
@@ -165,7 +169,7 @@ def _between_epochs(
 def _words(run: Run, waits: Sequence[tuple[Any, ...]], count: int) -> xr.Dataset:
     """The words of the first run's largest sums, and every run's sums of them."""
     T = run.config.documents.count
-    text = run.recorder("token_losses").token[:T].values.astype(str)
+    text = run.recorder("token_losses").token[:T].values.astype(object)
     known, which = np.unique(text, return_inverse=True)
     which = which.reshape(text.shape)
     counted = np.isfinite(waits[0][1]).any(axis=1)
@@ -225,12 +229,12 @@ def _bars(axes: Axes, part: xr.Dataset, name: str) -> None:
     rank, height = part["rank"].values, 0.8 / part.sizes["run"]
     for r in range(part.sizes["run"]):
         at = rank - 0.4 + height * (r + 0.5)
-        axes.barh(at, 100 * part.word_share.isel(run=r), height, color=plots.colour(r))
+        axes.barh(at, part[f"word_{name}"].isel(run=r), height, color=plots.colour(r))
     known = zip(part.word.values, part.word_count.values, strict=True)
     axes.set_yticks(rank, [f"{drawable(str(w))} ×{int(n)}" if n else "" for w, n in known])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
-    axes.set(xlabel=f"% of all nats {name}", title=f"tokens of which most is {name}")
+    axes.set(xlabel=f"nats {name}, all its places", title=f"tokens of which most is {name}")
     axes.grid(False, axis="y")
     axes.invert_yaxis()
 
@@ -260,7 +264,8 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
             if part.word_count[i]
         ]
     first = ", ".join(f"{w['word']} (×{w['count']})" for w in lists["regained"][:5])
-    text = "; ".join(told) + f". {dataset.run.values[0]} regains most at {first}."
+    before = f"{dataset.attrs['compared']} " if "compared" in dataset.attrs else ""
+    text = before + "; ".join(told) + f". {dataset.run.values[0]} regains most at {first}."
     return {"estimates": estimates(dataset), "words": lists, "verdict": text}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recovery_probe import plots, stats
@@ -22,7 +23,8 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) 
     modules (the paper's figure 9 shows the unembedding) and of each block.
 
     component (run, group, episodes_done, axis): coordinates on the first three principal
-    components, drift and all; variance_share (run, group, axis): theirs; document (run,
+    components, drift and all; variance_share (run, group, axis): theirs; loop (run, group,
+    episode, axis), loop_share (run, group, axis): the same of the loops below; document (run,
     episodes_done): trained on last. And numbers, all (run, group):
 
     - of loops (`stats.epoch_loops`: each epoch without its straight drift): period_share, the share
@@ -41,7 +43,7 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) 
     runs = [run, *controls]
     dataset = xr.concat([_one(r, permutations) for r in runs], dim="run")
     dataset = dataset.assign_coords(run=labels(runs))
-    for name in ("component", "variance_share", "document"):
+    for name in ("component", "variance_share", "loop", "loop_share", "document"):
         dataset[name].attrs["of_seeds"] = "the first"
     T, cycles = run.config.documents.count, dataset.sizes["cycle"]
     dataset.attrs |= {
@@ -73,6 +75,8 @@ def _one(run: Run, permutations: int) -> xr.Dataset:
     dims = {
         "component": ("group", "episodes_done", "axis"),
         "variance_share": ("group", "axis"),
+        "loop": ("group", "episode", "axis"),
+        "loop_share": ("group", "axis"),
         "radius": ("group", "cycle"),
     }
     arrays = {name: (dims.get(name, ("group",)), np.stack(v)) for name, v in parts.items()}
@@ -81,6 +85,7 @@ def _one(run: Run, permutations: int) -> xr.Dataset:
         coords={
             "group": list(groups),
             "episodes_done": np.arange(len(moved) + 1),
+            "episode": np.arange(len(moved)),
             "axis": [1, 2, 3],
             "cycle": np.arange(1, epochs),
         },
@@ -100,14 +105,14 @@ def components(gram: stats.Floats, count: int = 3) -> tuple[stats.Floats, stats.
 def coherence(
     gram: stats.Floats, T: int, epochs: int, permutations: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Shares and order, as `compute` describes them, with their p-values, from the inner products
-    (E·T, E·T) of the episodes' updates."""
+    """Shares and order, as `compute` describes them, with their p-values, and the loops'
+    components, from the inner products (E·T, E·T) of the episodes' updates."""
     loop = stats.epoch_loops(T, epochs)
     gram = loop @ gram @ loop.T
     angle = 2 * np.pi * np.arange(epochs * T) / T
     wave = np.exp(1j * angle) * np.sqrt(2 / (epochs * T))
     total = np.trace(gram) or np.nan  # two documents make a line, and no loop
-    plane, _ = components(gram, 2)
+    plane, share = components(gram)
     turn = np.arctan2(plane[:, 1], plane[:, 0])
 
     def statistics(order: stats.Ints) -> tuple[float, float, float]:
@@ -121,7 +126,8 @@ def coherence(
     null = [statistics(order) for order in stats.rotations(T, epochs, permutations, rng)]
     names = ("period_share", "cycle_share", "order")
     p = stats.permutation_p(found, np.array(null))
-    return dict(zip(names, found, strict=True)) | {f"{n}_p": p[i] for i, n in enumerate(names)}
+    tested = dict(zip(names, found, strict=True)) | {f"{n}_p": p[i] for i, n in enumerate(names)}
+    return {**tested, "loop": plane, "loop_share": share}
 
 
 def geometry(gram: stats.Floats, T: int, epochs: int) -> dict[str, Any]:
@@ -146,32 +152,23 @@ def geometry(gram: stats.Floats, T: int, epochs: int) -> dict[str, Any]:
 
 @plots.styled
 def plot(dataset: xr.Dataset) -> Figure:
-    """Trajectories on their three components, and the numbers by group."""
+    """Loops in their leading plane, a colour for each epoch, and the numbers by group."""
     shown = [g for g in ("unembedding", "total") if g in dataset.group.values]
     shown = shown if len(shown) == 2 else ["attention", "total"]
-    T, runs = dataset.attrs["T"], list(range(min(2, dataset.sizes["run"])))
+    runs = list(range(min(2, dataset.sizes["run"])))
     fig, panels = plots.mosaic(
-        [[f"{r} {g}" for g in shown] for r in runs] + [["share", "order"]],
-        height=2.9,
-        per_subplot_kw={f"{r} {g}": {"projection": "3d"} for r in runs for g in shown},
+        [[f"{r} {g}" for g in shown] for r in runs] + [["share", "order"]], height=2.9
     )
-    epochs = dataset.episodes_done.values[-1] // T
-    colours = plots.by_epoch(epochs)
     for r, group in ((r, g) for r in runs for g in shown):
-        axes, part = panels[f"{r} {group}"], dataset.isel(run=r).sel(group=group)
-        x, y, z = part.component.values.T
-        for e in range(epochs):
-            these = slice(e * T, (e + 1) * T + 1)
-            axes.plot(x[these], y[these], z[these], "-o", color=colours[e], markersize=1.5)
-        for document in (0, T // 2):
-            for i in np.flatnonzero(part.document.values == document):
-                axes.text(x[i], y[i], z[i], str(document), fontsize=5)
-        share = ", ".join(f"{v:.0%}" for v in part.variance_share.values)
-        axes.set_title(f"{dataset.run.values[r]}, {group}\ncomponents hold {share}")
-        for k, axis in enumerate("xyz", start=1):
-            getattr(axes, f"set_{axis}label")(f"component {k}", labelpad=-8, fontsize=6)
-        axes.tick_params(labelsize=5, pad=-3)
-        axes.set_box_aspect(None, zoom=0.9)
+        part = dataset.isel(run=r).sel(group=group)
+        _loops(panels[f"{r} {group}"], part, dataset.attrs["T"])
+    epochs = dataset.sizes["episode"] // dataset.attrs["T"]
+    for e, colour in enumerate(plots.by_epoch(epochs)):
+        if e in (0, epochs // 2, epochs - 1):
+            panels[f"0 {shown[0]}"].plot([], [], color=colour, label=f"epoch {e + 1}")
+    fig.legend(
+        *panels[f"0 {shown[0]}"].get_legend_handles_labels(), loc="outside upper right", ncols=3
+    )
     position = np.arange(dataset.sizes["group"])
     for name, label in (
         ("cycle_share", "share of variance in the cycle"),
@@ -187,6 +184,30 @@ def plot(dataset: xr.Dataset) -> Figure:
         axes.invert_yaxis()
     panels["share"].legend(title="filled: p < .05", title_fontsize=7)
     return fig
+
+
+def _loops(axes: Axes, part: xr.Dataset, T: int) -> None:
+    """Each epoch without its drift, an arrow on its way; dots where four documents were
+    trained on, named in epoch 1."""
+    x, y = part.loop.values.T[:2]
+    document = part.document.values[1:]
+    colours = plots.by_epoch(len(x) // T)
+    for e, colour in enumerate(colours):
+        these = slice(e * T, (e + 1) * T)
+        axes.plot(x[these], y[these], "-", color=colour)
+        i = e * T + T // 3
+        if i + 1 < (e + 1) * T:
+            way = {"arrowstyle": "-|>", "color": colour, "mutation_scale": 9}
+            axes.annotate("", (x[i + 1], y[i + 1]), (x[i], y[i]), arrowprops=way)
+    for d in sorted({0, T // 4, T // 2, 3 * T // 4}):
+        at = np.flatnonzero(document == d)
+        axes.plot(x[at], y[at], ".", color="black", markersize=3)
+        axes.annotate(str(d), (x[at[0]], y[at[0]]), xytext=(3, 3), textcoords="offset points")
+    axes.set_title(
+        f"{part.run.item()}, {part.group.item()}: epochs without their drift\n"
+        f"plane holds {float(part.loop_share[:2].sum()):.0%} of their variance"
+    )
+    axes.set(xticklabels=[], yticklabels=[], aspect="equal", adjustable="datalim")
 
 
 def summary(dataset: xr.Dataset) -> dict[str, Any]:
@@ -216,7 +237,8 @@ ANALYSIS = Analysis(
     "as good an order; cycles turn either way, with radii in any order.",
     blind_spot="The same updates in the same order make a closed loop, whether or not anything "
     "recovers; the shuffled control shows what the documents alone do. Principal components of "
-    "any smooth trajectory look like smooth curves: the picture proves nothing. A radius that "
+    "any smooth trajectory look like smooth curves, and every loop closes since its drift is taken "
+    "out: the picture proves nothing. A radius that "
     "falls may be smaller updates late in training. Sketches keep the geometry within the error "
     "in provenance.json; a p-value is right for what is sketched, whatever that error.",
     compute=compute,
