@@ -17,6 +17,7 @@ from recovery_probe_analyses import loss_curves, online_loss, recovery
 import recovery_probe as rp
 from recovery_probe import plugins
 from recovery_probe.analyze import analyze
+from recovery_probe.config import generator
 
 INSTALLED = sorted(plugins.installed("analyses"))
 
@@ -89,6 +90,33 @@ def test_recovery_by_hand(forgetful: rp.Run) -> None:
         .isel(run=0)
         .all()
     )
+
+
+def test_intervals_are_those_of_resampled_documents(forgetful: rp.Run) -> None:
+    """Every resample laid out, document by document."""
+    T, losses = 5, forgetful.losses.values[:, :5]
+    drawn = generator(0, "bootstrap").integers(T, size=(2000, T))
+    each = np.array([losses[d : d + 2 * T + 2, d] for d in range(T)])  # (document, row)
+    curves = each[drawn].mean(axis=1)
+    found = loss_curves.compute(forgetful).isel(run=0)
+    bounds = np.quantile(curves, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose([found.aligned_low, found.aligned_high], bounds)
+    between = [curves[:, 1 : T + 1], curves[:, T + 1 : 2 * T + 1]]
+    scores = [(b.max(axis=1) - b[:, -1]) / (b.max(axis=1) - b[:, 0]) for b in between]
+    numbers = recovery.compute(forgetful).isel(run=0)
+    curve, mean = numbers.sel(reading="curve"), numbers.sel(reading="per_document")
+    bounds = np.quantile(scores, [0.025, 0.975], axis=1)
+    np.testing.assert_allclose([curve.score_low, curve.score_high], bounds)
+    means = numbers.document_score.values.T[drawn].mean(axis=1)
+    bounds = np.quantile(means, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose([mean.score_low, mean.score_high], bounds)
+
+
+def test_a_negative_interval_is_drawn_whole(pair: rp.Run) -> None:
+    numbers = recovery.compute(pair)
+    numbers["score_low"] = numbers.score_low - 2
+    (axes,) = recovery.plot(numbers).axes
+    assert axes.get_ylim()[0] <= float(numbers.score_low.min())
 
 
 def test_curve_reading_of_a_shuffled_run_is_refused_in_words(pair: rp.Run) -> None:

@@ -52,32 +52,109 @@ def helix(rng: np.random.Generator, turns: int = 1, noise: float = 0.05) -> np.n
 
 @pytest.mark.parametrize("kind", ["random walk", "white noise", "shuffled"])
 def test_chance_gives_uniform_p_values(kind: str) -> None:
-    residual, _ = stats.episode_residuals(T, EPOCHS)
     p = []
     for seed in range(200):
         rng = np.random.default_rng(seed)
         moved = updates_of(kind, rng)
-        gram = moved @ moved.T
-        found = coherence(gram, T, EPOCHS, 99, rng)
+        found = coherence(moved, T, 99, rng)
         null = [
-            stripe(stats.cosines(residual @ gram[np.ix_(o, o)] @ residual.T), T)
+            stripe(stats.episode_residuals(moved[o], T)[0], T)
             for o in stats.rotations(T, EPOCHS, 99, rng)
         ]
-        observed = stripe(stats.cosines(residual @ gram @ residual.T), T)
+        observed = stripe(stats.episode_residuals(moved, T)[0], T)
         p.append(
             [found[f"{name}_p"] for name in ("period_share", "cycle_share", "order")]
             + [float(stats.permutation_p(observed, np.array(null)))]
-            + [geometry(gram, T, EPOCHS)["turns_p"]]
+            + [geometry(moved, T)["turns_p"]]
         )
     rates = (np.array(p) <= 0.05).mean(axis=0)
     assert ((rates >= 0.02) & (rates <= 0.08)).all(), rates
 
 
+def mean_stripe(cosine: np.ndarray, documents: int) -> float:
+    """Over all pairs, one at a time: whole cycles apart minus the others beyond half a cycle."""
+    cosines: dict[bool, list[float]] = {True: [], False: []}
+    for i, j in itertools.combinations(range(len(cosine)), 2):
+        if j - i > documents // 2:
+            cosines[(j - i) % documents == 0].append(cosine[i, j])
+    return float(np.mean(cosines[True]) - np.mean(cosines[False]))
+
+
+def residual_map(documents: int, epochs: int) -> np.ndarray:
+    """The matrix from all updates to residuals: weights minus their mean over a cycle."""
+    total, half = epochs * documents, documents // 2
+    position = np.tri(total + 1, total, -1)
+    rows = []
+    for t in range(half, total + 1 - half):
+        window = position[t - half : t + half + 1]
+        even = documents % 2 == 0
+        mean = np.trapezoid(window, axis=0) / documents if even else window.mean(axis=0)
+        rows.append(position[t] - mean)
+    return np.array(rows)
+
+
+def loop_map(documents: int, epochs: int) -> np.ndarray:
+    """The matrix from all updates to each epoch's loop: without its straight drift and mean."""
+    position = np.tri(epochs * documents).reshape(epochs, documents, -1)
+    share = np.linspace(0, 1, documents)[:, None]
+    line = (1 - share) * position[:, :1] + share * position[:, -1:]
+    loops = position - line
+    return (loops - loops.mean(axis=1, keepdims=True)).reshape(epochs * documents, -1)
+
+
+@pytest.mark.parametrize(("documents", "epochs"), [(4, 3), (5, 3), (3, 2), (7, 4), (2, 5)])
+@pytest.mark.parametrize("width", [3, 50])
+def test_p_values_are_those_of_the_whole_maps(documents: int, epochs: int, width: int) -> None:
+    """The definitions, by products of whole matrices, one rotation after another."""
+    rng = np.random.default_rng(documents * epochs * width)
+    moved = rng.normal(size=(epochs * documents, width))
+    vectors = stats.compact(moved)
+    gram = moved @ moved.T
+    np.testing.assert_allclose(vectors @ vectors.T, gram, atol=1e-10)
+    residual, loop = residual_map(documents, epochs), loop_map(documents, epochs)
+    orders = stats.rotations(documents, epochs, 49, np.random.default_rng(3))
+
+    if documents > 2:  # of two, every pair beyond half a cycle is whole cycles apart
+        expected = [
+            mean_stripe(stats.cosines(residual @ gram[np.ix_(o, o)] @ residual.T), documents)
+            for o in orders
+        ]
+        found = [
+            stripe(stats.episode_residuals(vectors[o], documents)[0], documents) for o in orders
+        ]
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+
+    loops = loop @ gram @ loop.T
+    angle = 2 * np.pi * np.arange(len(moved)) / documents
+    wave = np.exp(1j * angle) * np.sqrt(2 / len(moved))
+    values, directions = np.linalg.eigh(loops)
+    plane = directions[:, ::-1][:, :2] * np.sqrt(values[::-1][:2].clip(0))
+    turn = np.arctan2(plane[:, 1], plane[:, 0])
+
+    def statistics(order: np.ndarray) -> list[float]:
+        turned = loops[np.ix_(order, order)]
+        blocks = turned.reshape(epochs, documents, epochs, documents)
+        period = (wave.conj() @ turned @ wave).real
+        cycle = np.einsum("epfp->", blocks) / epochs
+        ordered = abs(stats.circular_correlation(turn[order], angle))
+        return [period / np.trace(loops), cycle / np.trace(loops), ordered]
+
+    if documents > 2:  # two make a line, and no loop
+        observed = np.array(statistics(np.arange(len(moved))))
+        p = stats.permutation_p(observed, np.array([statistics(o) for o in orders]))
+        found = coherence(vectors, documents, 49, np.random.default_rng(3))
+        names = ("period_share", "cycle_share", "order")
+        np.testing.assert_allclose([found[n] for n in names], observed, atol=1e-10)
+        tested = 3 if documents > 3 else 2  # of three, two places of a loop tie
+        np.testing.assert_allclose([found[f"{n}_p"] for n in names][:tested], p[:tested])
+    else:
+        assert np.isnan(coherence(vectors, 2, 9, rng)["cycle_share"])
+
+
 def test_a_planted_helix_is_found() -> None:
     rng = np.random.default_rng(0)
     moved = helix(rng)
-    gram = moved @ moved.T
-    found = coherence(gram, T, EPOCHS, 199, rng) | geometry(gram, T, EPOCHS)
+    found = coherence(moved, T, 199, rng) | geometry(moved, T)
     assert found["period_share"] > 0.8
     assert found["order"] > 0.95
     assert found["turns"] == pytest.approx(1, abs=0.02)
@@ -87,39 +164,40 @@ def test_a_planted_helix_is_found() -> None:
     assert found["turns_p"] == 2.0 ** (1 - (EPOCHS - 1))  # the least that seven cycles can give
     # Twice round an epoch is another period, and not the documents' order along one turn.
     twice = helix(rng, turns=2)
-    other = coherence(twice @ twice.T, T, EPOCHS, 199, rng)
+    other = coherence(twice, T, 199, rng)
     assert other["period_share"] < 0.1 < 0.8 < other["cycle_share"]
-    assert geometry(twice @ twice.T, T, EPOCHS)["turns"] == pytest.approx(2, abs=0.05)
+    assert geometry(twice, T)["turns"] == pytest.approx(2, abs=0.05)
 
 
 def test_stripes_are_found_at_whole_cycles() -> None:
-    apart = np.abs(np.subtract.outer(np.arange(35), np.arange(35)))
-    assert stripe((apart % T == 0).astype(float), T) == 1
-    assert stripe((apart % T == 1).astype(float), T) < 0
+    once = np.eye(T)[np.arange(35) % T]  # alike at whole cycles and nowhere else
+    assert stripe(once, T) == 1
     rng = np.random.default_rng(0)
     moved = helix(rng)
-    residual, _ = stats.episode_residuals(T, EPOCHS)
-    cosine = stats.cosines(residual @ moved @ (residual @ moved).T)
-    found = stripe(cosine, T)
-    gram = moved @ moved.T
+    residual, _ = stats.episode_residuals(moved, T)
+    found = stripe(residual, T)
     null = [
-        stripe(stats.cosines(residual @ gram[np.ix_(o, o)] @ residual.T), T)
+        stripe(stats.episode_residuals(moved[o], T)[0], T)
         for o in stats.rotations(T, EPOCHS, 199, rng)
     ]
     assert found > 0.8
     assert stats.permutation_p(found, np.array(null)) < 0.01
-    curve = weight_residuals.by_lag(cosine)
+    curve = weight_residuals.by_lag(stats.cosines(residual @ residual.T))
     assert curve[T] > 0.95
     assert curve[T // 2] < -0.95
+    assert np.isnan(stripe(residual * (np.arange(len(residual)) > 0)[:, None], T))
 
 
 def test_components_are_those_of_the_singular_value_decomposition() -> None:
     points = np.random.default_rng(0).normal(size=(40, 7)) * np.arange(7)
-    found, share = components(points @ points.T)
+    found, share = components(points)
     centred = points - points.mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(found), np.abs(u[:, :3] * s[:3]), atol=1e-8)
     np.testing.assert_allclose(share, s[:3] ** 2 / (s**2).sum())
+    line, share = components(points[:, 1:2])
+    np.testing.assert_allclose(np.abs(line[:, 0]), np.abs(centred[:, 1]))
+    np.testing.assert_allclose(share, [1, 0, 0])
 
 
 @pytest.mark.parametrize("documents", [4, 5])
@@ -127,8 +205,8 @@ def test_residuals_by_their_definition(documents: int) -> None:
     epochs, half = 3, documents // 2
     moved = np.random.default_rng(1).normal(size=(epochs * documents, 6))
     weights = np.vstack([np.zeros(6), moved.cumsum(axis=0)])
-    found, rows = stats.episode_residuals(documents, epochs)
-    for row, residual in zip(rows, found @ moved, strict=True):
+    found, rows = stats.episode_residuals(moved, documents)
+    for row, residual in zip(rows, found, strict=True):
         window = weights[row - half : row + half + 1]
         mean = np.trapezoid(window, axis=0) / documents if documents % 2 == 0 else window.mean(0)
         np.testing.assert_allclose(residual, weights[row] - mean, atol=1e-12)
@@ -168,8 +246,8 @@ def test_weight_residuals_are_those_of_the_full_weights(dense: rp.Run) -> None:
         return np.concatenate([p.detach().numpy().ravel() for p in model.parameters.values()])
 
     weights = np.stack([whole(t) for t in range(16)]).astype("float64")
-    residual, _ = stats.episode_residuals(5, 3)
-    exact = stats.cosines((r := residual @ np.diff(weights, axis=0)) @ r.T)
+    residual, _ = stats.episode_residuals(np.diff(weights, axis=0), 5)
+    exact = stats.cosines(residual @ residual.T)
     found = weight_residuals.compute(dense, permutations=9).sel(group="total").cosine.values[0]
     error = dense.provenance["sketch_error"]["expected_at_most"]
     assert np.abs(found - exact).max() < 3 * error

@@ -206,7 +206,7 @@ def _of_map(cosine: stats.Floats, T: int, rng: np.random.Generator) -> dict[str,
 
     def peak(i: stats.Ints) -> stats.Floats:
         """Position of the largest of each document's means over the others in `i`."""
-        means = np.stack([stats.mean_of_counted(row[i]) for row in trained], axis=1)
+        means = stats.resampled_means_of_counted(trained, i)  # the map is symmetric
         return np.nanargmax(np.where(np.isnan(means), -2, means), axis=1) / (T - 1)
 
     return {

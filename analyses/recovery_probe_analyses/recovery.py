@@ -61,7 +61,9 @@ def _one(run: Run, min_forgetting: float) -> xr.Dataset:
         aligned = stats.shift_aligned(losses, T)
         curve, curve_reason = stats.recovery_of_curve(aligned.mean(axis=1), T, min_forgetting)
         curve_low, curve_high = stats.bootstrap_interval(
-            lambda i: stats.recovery_of_curve(aligned.T[i].mean(axis=1), T, min_forgetting)[0],
+            lambda i: stats.recovery_of_curve(
+                stats.resampled_means(aligned.T, i), T, min_forgetting
+            )[0],
             T,
             generator(run.config.seed, "bootstrap"),
         )
@@ -86,7 +88,7 @@ def _one(run: Run, min_forgetting: float) -> xr.Dataset:
 def _mean_and_interval(scores: stats.Floats, seed: int) -> tuple[stats.Floats, ...]:
     """Mean over documents of (epochs, documents) scores, leaving NaN out, with its interval."""
     low, high = stats.bootstrap_interval(
-        lambda i: stats.mean_of_counted(scores.T[i], axis=1),
+        lambda i: stats.resampled_means_of_counted(scores.T, i),
         scores.shape[1],
         generator(seed, "bootstrap"),
     )
@@ -120,7 +122,8 @@ def plot(dataset: xr.Dataset) -> Figure:
             linestyle="-" if curve else "--",
             label=f"{part.run.item()}, {'averaged curve' if curve else 'mean over documents'}",
         )
-    axes.set(xlabel="epoch", ylabel="recovery score", xticks=dataset.epoch.values, ylim=(0, None))
+    axes.set(xlabel="epoch", ylabel="recovery score", xticks=dataset.epoch.values)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if axes.get_legend_handles_labels()[0]:
         fig.legend(loc="outside upper left")
     return fig

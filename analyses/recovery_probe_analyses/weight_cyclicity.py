@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -14,7 +15,7 @@ from recovery_probe.analysis import Analysis, estimates, labels, module_groups, 
 from recovery_probe.config import generator
 from recovery_probe.errors import Missing
 from recovery_probe.run import Run
-from recovery_probe_analyses.weight_residuals import updates
+from recovery_probe_analyses.weight_residuals import updates, vectors
 
 
 def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) -> xr.Dataset:
@@ -60,14 +61,13 @@ def _one(run: Run, permutations: int) -> xr.Dataset:
     if epochs < 3:
         raise Missing(f"{run.path}: {epochs} epochs are done; this needs three")
     groups = module_groups(moved.module, blocks=True)
-    position = np.tri(len(moved) + 1, len(moved), -1)
     parts: dict[str, list[Any]] = {}
     for which in groups.values():
-        flat = moved.values[:, which].reshape(len(moved), -1)
-        gram = flat @ flat.T
-        axes, share = components(position @ gram @ position.T)
+        of_group = vectors(moved, which)
+        path = np.concatenate([np.zeros((1, of_group.shape[1])), of_group.cumsum(axis=0)])
+        axes, share = components(path)
         rng = generator(run.config.seed, "rotations")
-        numbers = coherence(gram, T, epochs, permutations, rng) | geometry(gram, T, epochs)
+        numbers = coherence(of_group, T, permutations, rng) | geometry(of_group, T)
         for name, value in {**numbers, "component": axes, "variance_share": share}.items():
             parts.setdefault(name, []).append(value)
     dims = {
@@ -87,48 +87,59 @@ def _one(run: Run, permutations: int) -> xr.Dataset:
     )
 
 
-def components(gram: stats.Floats, count: int = 3) -> tuple[stats.Floats, stats.Floats]:
-    """Coordinates (n, count) on the principal components of n points, and the share of their
-    variance (count,), from their (n, n) inner products."""
-    centred = gram - gram.mean(axis=0)
-    centred -= centred.mean(axis=1, keepdims=True)
-    values, vectors = np.linalg.eigh(centred)
-    values, vectors = values[::-1][:count].clip(0), vectors[:, ::-1][:, :count]
-    return vectors * np.sqrt(values), values / max(np.trace(centred), 1e-300)
+def components(vectors: stats.Floats, count: int = 3) -> tuple[stats.Floats, stats.Floats]:
+    """Coordinates (n, count) of n points (n, d) on their principal components, and the share of
+    their variance (count,); zeros beyond the d-th."""
+    centred = vectors - vectors.mean(axis=0)
+    d = centred.shape[1]
+    values, directions = scipy.linalg.eigh(
+        centred.T @ centred, subset_by_index=[max(0, d - count), d - 1]
+    )
+    missing = max(0, count - d)
+    values = np.pad(values[::-1].clip(0), (0, missing))
+    axes = np.pad(centred @ directions[:, ::-1], ((0, 0), (0, missing)))
+    return axes, values / max((centred**2).sum(), 1e-300)
 
 
 def coherence(
-    gram: stats.Floats, T: int, epochs: int, permutations: int, rng: np.random.Generator
+    moved: stats.Floats, T: int, permutations: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Shares and order, as `compute` describes them, with their p-values, from the inner products
-    (E·T, E·T) of the episodes' updates."""
-    loop = stats.epoch_loops(T, epochs)
-    gram = loop @ gram @ loop.T
-    angle = 2 * np.pi * np.arange(epochs * T) / T
-    wave = np.exp(1j * angle) * np.sqrt(2 / (epochs * T))
-    total = np.trace(gram) or np.nan  # two documents make a line, and no loop
-    plane, _ = components(gram, 2)
+    """Shares and order, as `compute` describes them, with their p-values, from the updates
+    (E·T, d) of all episodes.
+
+    Turning an epoch about itself moves where it meets another, and no more: what the shares need
+    of two epochs, at every turn of one against the other, is worked out once.
+    """
+    loops = stats.epoch_loops(moved, T)  # (epoch, position, d)
+    epochs = len(loops)
+    orders = np.stack([np.arange(len(moved)), *stats.rotations(T, epochs, permutations, rng)])
+    start = orders[:, ::T] % T  # (order, epoch)
+    apart = (start[:, None, :] - start[:, :, None]) % T  # (order, epoch, other)
+    waves = np.fft.fft(loops, axis=1).transpose(1, 0, 2)  # (harmonic, epoch, d)
+    power = waves.conj() @ waves.transpose(0, 2, 1)  # (harmonic, epoch, other)
+    # Inner products of two epochs' loops, summed over positions, at each turn of the second.
+    turned = np.fft.ifft(power, axis=0).real  # (turn, epoch, other)
+    e, f = np.ogrid[:epochs, :epochs]
+    cycle = turned[apart, e, f].sum(axis=(1, 2)) / epochs
+    phase = np.exp(2j * np.pi * apart / T)
+    period = 2 * (power[1] * phase).real.sum(axis=(1, 2)) / (epochs * T)
+    total = (loops**2).sum() or np.nan  # two documents make a line, and no loop
+    plane, _ = components(loops.reshape(len(moved), -1), 2)
     turn = np.arctan2(plane[:, 1], plane[:, 0])
-
-    def statistics(order: stats.Ints) -> tuple[float, float, float]:
-        turned = gram[np.ix_(order, order)]
-        period = (wave.conj() @ turned @ wave).real
-        cycle = np.einsum("epfp->", turned.reshape(epochs, T, epochs, T)) / epochs
-        ordered = abs(stats.circular_correlation(turn[order], angle))
-        return period / total, cycle / total, float(ordered)
-
-    found = np.array(statistics(np.arange(len(gram))))
-    null = [statistics(order) for order in stats.rotations(T, epochs, permutations, rng)]
+    angle = 2 * np.pi * np.arange(len(moved)) / T
+    order = np.abs(stats.circular_correlation(turn[orders], angle))
     names = ("period_share", "cycle_share", "order")
-    p = stats.permutation_p(found, np.array(null))
-    return dict(zip(names, found, strict=True)) | {f"{n}_p": p[i] for i, n in enumerate(names)}
+    values = np.stack([period / total, cycle / total, order], axis=1)
+    p = stats.permutation_p(values[0], values[1:])
+    found = dict(zip(names, values[0], strict=True))
+    return found | {f"{name}_p": p[i] for i, name in enumerate(names)}
 
 
-def geometry(gram: stats.Floats, T: int, epochs: int) -> dict[str, Any]:
+def geometry(moved: stats.Floats, T: int) -> dict[str, Any]:
     """Turns, radius and tightening, as `compute` describes them."""
-    cycles = epochs - 1
-    residual = stats.episode_residuals(T, epochs)[0][: cycles * T]
-    plane, _ = components(residual @ gram @ residual.T, 2)
+    cycles = len(moved) // T - 1
+    residual = stats.episode_residuals(moved, T)[0][: cycles * T]
+    plane, _ = components(residual, 2)
     turn = np.arctan2(plane[:, 1], plane[:, 0])
     between = (np.diff(turn) + np.pi) % (2 * np.pi) - np.pi
     turns = between.sum() / (2 * np.pi) * T / len(between)

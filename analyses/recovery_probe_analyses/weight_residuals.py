@@ -59,27 +59,36 @@ def updates(run: Run) -> tuple[xr.DataArray, int]:
     return moved.assign_coords(episode=np.arange(total)), epochs
 
 
+def vectors(moved: xr.DataArray, which: NDArray[np.bool_]) -> stats.Floats:
+    """(E·T, at most E·T): the updates of a group of modules, up to a rotation of the sketches."""
+    return stats.compact(moved.values[:, which].reshape(len(moved), -1))
+
+
 def _one(run: Run, permutations: int) -> xr.Dataset:
     T = run.config.documents.count
     moved, epochs = updates(run)
-    residual, rows = stats.episode_residuals(T, epochs)
     rng = generator(run.config.seed, "rotations")
     turned = stats.rotations(T, epochs, permutations, rng)
     groups = module_groups(moved.module)
+    # The kinds side by side: all of them are the whole, and one product serves every group.
+    kinds = {name: vectors(moved, which) for name, which in groups.items() if name != "total"}
+    ends = np.cumsum([0, *(v.shape[1] for v in kinds.values())])
+    columns = {name: slice(*ends[i : i + 2]) for i, name in enumerate(kinds)}
+    columns["total"] = slice(None)
+    every = np.concatenate(list(kinds.values()), axis=1)
+    residual, rows = stats.episode_residuals(every, T)
+    null = np.empty((len(turned), len(groups)))
+    shuffled, at_random = np.empty_like(every), np.empty_like(residual)  # once: they are large
+    for i, order in enumerate(turned):
+        stats.episode_residuals(np.take(every, order, axis=0, out=shuffled), T, at_random)
+        null[i] = [stripe(at_random[:, columns[name]], T) for name in groups]
     parts = []
-    for which in groups.values():
-        flat = moved.values[:, which].reshape(len(moved), -1)
-        gram = flat @ flat.T
-        cosine = stats.cosines(residual @ gram @ residual.T)
-        null = [
-            stripe(stats.cosines(residual @ gram[np.ix_(order, order)] @ residual.T), T)
-            for order in turned
-        ]
-        found = stripe(cosine, T)
+    for name, chance in zip(groups, null.T, strict=True):
+        own = residual[:, columns[name]]
+        cosine, found = stats.cosines(own @ own.T), stripe(own, T)
         low, high = _interval(cosine, T, run.config.seed)
-        parts.append(
-            (cosine, by_lag(cosine), found, low, high, stats.permutation_p(found, np.array(null)))
-        )
+        p = stats.permutation_p(found, chance)
+        parts.append((cosine.astype("float32"), by_lag(cosine), found, low, high, p))
     stacked = [np.stack(p) for p in zip(*parts, strict=True)]
     one = ("group",)
     return xr.Dataset(
@@ -105,25 +114,37 @@ def by_lag(cosine: stats.Floats) -> stats.Floats:
     return np.array([np.diagonal(cosine, lag).mean() for lag in range(len(cosine))])
 
 
-def _pairs(n: int, T: int) -> tuple[stats.Ints, stats.Ints, NDArray[np.bool_]]:
-    """Pairs i < j more than half a cycle apart, and whether they are whole cycles apart."""
-    i, j = np.triu_indices(n, T // 2 + 1)
-    return i, j, (j - i) % T == 0
-
-
-def stripe(cosine: stats.Floats, T: int) -> float:
-    """How much brighter an (n, n) map is at whole cycles than at other lags beyond T/2."""
-    i, j, whole = _pairs(len(cosine), T)
-    return float(cosine[i, j][whole].mean() - cosine[i, j][~whole].mean())
+def stripe(residual: stats.Floats, T: int) -> float:
+    """How much more alike residuals (n, d) are, by mean cosine, at whole cycles than at other lags
+    beyond T/2; NaN when one has no length. Sums over pairs come from sums of vectors, T at a time:
+    the map of all pairs is not laid out."""
+    n, half = len(residual), T // 2
+    by_place, near = np.zeros((T, residual.shape[1])), 0.0
+    before = np.empty((0, residual.shape[1]))
+    for start in range(0, n, T):
+        block = residual[start : start + T]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            block = block / np.linalg.norm(block, axis=1, keepdims=True)
+        by_place[: len(block)] += block
+        lags = np.arange(len(block)) - np.arange(-len(before), len(block))[:, None]
+        counted = (lags > 0) & (lags <= half)
+        near += ((np.concatenate([before, block]) @ block.T) * counted).sum()
+        before = block
+    # Over the pairs within sets of vectors, from the sum of each set.
+    whole, every = (float(((sums**2).sum() - n) / 2) for sums in (by_place, by_place.sum(axis=0)))
+    count = n - np.arange(n)  # pairs at each lag
+    wholes = count[T::T].sum()
+    others = count[half + 1 :].sum() - wholes
+    return whole / wholes - (every - near - whole) / others if others else np.nan
 
 
 def _interval(cosine: stats.Floats, T: int, seed: int) -> tuple[stats.Floats, stats.Floats]:
-    """Over positions in the cycle, of the first of each pair."""
-    i, j, whole = _pairs(len(cosine), T)
+    """Of the stripe of an (n, n) map, over positions in the cycle, of the first of each pair."""
     sums, counts = np.zeros((2, T)), np.zeros((2, T))
-    for k, kind in enumerate((whole, ~whole)):
-        np.add.at(sums[k], i[kind] % T, cosine[i, j][kind])
-        np.add.at(counts[k], i[kind] % T, 1)
+    for i, row in enumerate(cosine):
+        whole, beyond = row[i + T :: T], row[i + T // 2 + 1 :]
+        sums[:, i % T] += whole.sum(), beyond.sum() - whole.sum()
+        counts[:, i % T] += len(whole), len(beyond) - len(whole)
 
     def statistic(drawn: stats.Ints) -> stats.Floats:
         total = sums[:, drawn].sum(axis=-1) / np.maximum(counts[:, drawn].sum(axis=-1), 1)
