@@ -14,4 +14,5 @@ class Diverged(RuntimeError):
 
 
 class HookError(RuntimeError):
-    """A user's hook failed, or would change training. The record so far is kept."""
+    """A user's hook failed, or would change training; or a user's analysis did. The record so far
+    is kept."""

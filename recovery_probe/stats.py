@@ -212,7 +212,7 @@ def circular_correlation(theta: Floats, phi: Floats) -> Floats:
 
 def compact(vectors: Floats) -> Floats:
     """(n, at most n) vectors with the inner products of (n, d) ones."""
-    return np.linalg.qr(vectors.T, mode="r").T
+    return np.asarray(np.linalg.qr(vectors.T, mode="r")).T
 
 
 def episode_residuals(

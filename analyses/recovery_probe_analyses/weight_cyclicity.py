@@ -11,7 +11,15 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, estimates, labels, module_groups, with_p
+from recovery_probe.analysis import (
+    Analysis,
+    common,
+    compared,
+    estimates,
+    labels,
+    module_groups,
+    with_test,
+)
 from recovery_probe.config import generator
 from recovery_probe.errors import Missing
 from recovery_probe.run import Run
@@ -40,7 +48,8 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) 
     Raises `Missing` without `weight_deltas` of every episode, or before three epochs are done.
     """
     runs = [run, *controls]
-    dataset = xr.concat([_one(r, permutations) for r in runs], dim="run")
+    done, told = common(runs)
+    dataset = xr.concat([_one(r, done, permutations) for r in runs], dim="run")
     dataset = dataset.assign_coords(run=labels(runs))
     for name in ("component", "variance_share", "document"):
         dataset[name].attrs["of_seeds"] = "the first"
@@ -51,13 +60,14 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) 
         "p": f"shares, order: {permutations} rotations, at least {1 / (1 + permutations):.2g}; "
         f"turns: all directions of the cycles, at least {2.0 ** (1 - cycles):.2g}; tightening: all "
         "orders of the cycles",
+        **told,
     }
     return dataset
 
 
-def _one(run: Run, permutations: int) -> xr.Dataset:
+def _one(run: Run, episodes: int, permutations: int) -> xr.Dataset:
     T = run.config.documents.count
-    moved, epochs = updates(run)
+    moved, epochs = updates(run, episodes)
     if epochs < 3:
         raise Missing(f"{run.path}: {epochs} epochs are done; this needs three")
     groups = module_groups(moved.module, blocks=True)
@@ -209,14 +219,20 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
             for k in map(str, dataset.data_vars)
             if dataset[k].dims == ("run", "group")
         }
+
+        def tested(what: str, form: str, why: str, part: dict[str, float] = part) -> str:
+            return with_test(part[what], part[f"{what}_p"], form, why)
+
+        loops = "the loops have no length: T = 2, or weights that did not move"
         told.append(
-            f"{name}: {part['cycle_share']:.0%} of the variance in epochs repeats with the cycle "
-            f"({with_p(part['cycle_share_p'])}), angle and position correlate by "
-            f"{part['order']:.2f} ({with_p(part['order_p'])}), {part['turns']:.2f} turns per epoch "
-            f"({with_p(part['turns_p'])} for one direction), the log radius changes by "
-            f"{part['tightening']:+.2f} an epoch ({with_p(part['tightening_p'])})"
+            f"{name}: {tested('cycle_share', '.0%', loops)} of the variance in epochs repeats with "
+            f"the cycle, angle and position correlate by {tested('order', '.2f', loops)}, turns "
+            f"per epoch {tested('turns', '.2f', loops)} (the p-value is of one direction), the log "
+            "radius changes an epoch by "
+            f"{tested('tightening', '+.2f', 'it takes four epochs, and weights that move')}"
         )
-    return {"estimates": estimates(dataset), "verdict": "All weights. " + ". ".join(told) + "."}
+    text = f"{compared(dataset)}All weights. {'. '.join(told)}."
+    return {"estimates": estimates(dataset), "verdict": text}
 
 
 ANALYSIS = Analysis(

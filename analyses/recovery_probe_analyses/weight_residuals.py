@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, estimates, labels, module_groups, with_p
+from recovery_probe.analysis import (
+    Analysis,
+    common,
+    compared,
+    estimates,
+    labels,
+    module_groups,
+    with_test,
+)
 from recovery_probe.config import generator
 from recovery_probe.errors import Missing
 from recovery_probe.run import Run
@@ -29,22 +37,24 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 199) 
     Raises `Missing` without `weight_deltas` of every episode, or before two epochs are done.
     """
     runs = [run, *controls]
-    dataset = xr.concat([_one(r, permutations) for r in runs], dim="run")
+    done, told = common(runs)
+    dataset = xr.concat([_one(r, done, permutations) for r in runs], dim="run")
     dataset = dataset.assign_coords(run=labels(runs))
     dataset.attrs |= {
         "T": run.config.documents.count,
         "unit": "documents",
         "interval": "95% percentile bootstrap over positions in the cycle",
         "p": f"one-sided; {permutations} rotations within epochs",
+        **told,
     }
     return dataset
 
 
-def updates(run: Run) -> tuple[xr.DataArray, int]:
-    """(episode, module, sketch): the update of every episode of the whole epochs done, and how
-    many epochs these are. Raises `Missing` where there are fewer than two."""
+def updates(run: Run, episodes: int) -> tuple[xr.DataArray, int]:
+    """(episode, module, sketch): the update of every episode of the whole epochs among the first
+    `episodes`, and how many epochs these are. Raises `Missing` where there are fewer than two."""
     trajectory = run.weight_trajectory()
-    epochs = run.episodes_done // run.config.documents.count
+    epochs = episodes // run.config.documents.count
     total = epochs * run.config.documents.count
     if not np.array_equal(trajectory.episodes_done.values[: total + 1], np.arange(total + 1)):
         raise Missing(
@@ -53,7 +63,8 @@ def updates(run: Run) -> tuple[xr.DataArray, int]:
         )
     if epochs < 2:
         raise Missing(
-            f"{run.path}: {run.episodes_done} episodes are done; this needs two whole epochs"
+            f"{run.path}: {episodes} episodes are done, by it or a run beside it; this needs two "
+            "whole epochs"
         )
     moved = trajectory[: total + 1].diff("episodes_done").rename(episodes_done="episode")
     return moved.assign_coords(episode=np.arange(total)), epochs
@@ -64,9 +75,9 @@ def vectors(moved: xr.DataArray, which: NDArray[np.bool_]) -> stats.Floats:
     return stats.compact(moved.values[:, which].reshape(len(moved), -1))
 
 
-def _one(run: Run, permutations: int) -> xr.Dataset:
+def _one(run: Run, episodes: int, permutations: int) -> xr.Dataset:
     T = run.config.documents.count
-    moved, epochs = updates(run)
+    moved, epochs = updates(run, episodes)
     rng = generator(run.config.seed, "rotations")
     turned = stats.rotations(T, epochs, permutations, rng)
     groups = module_groups(moved.module)
@@ -189,12 +200,18 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
     told = []
     for r, name in enumerate(dataset.run.values):
         part = dataset.isel(run=r).sel(group="total")
-        told.append(f"{float(part.stripe):.2f} ({with_p(float(part.stripe_p))}) in {name}")
-    low = float(dataset.stripe_p.isel(run=0).sel(group="total")) < 0.05
+        why = "some weights did not move, or T = 2"
+        told.append(f"{with_test(float(part.stripe), float(part.stripe_p), '.2f', why)} in {name}")
+    p = float(dataset.stripe_p.isel(run=0).sel(group="total"))
+    if np.isnan(p):
+        said = "nothing can be said"
+    else:
+        said = (
+            "a cycle that chance does not give" if p < 0.05 else "no cycle can be told from chance"
+        )
     text = (
-        f"Residuals of the whole weights one cycle apart are more alike than others by "
-        f"{', '.join(told)}: "
-        + ("a cycle that chance does not give." if low else "no cycle can be told from chance.")
+        f"{compared(dataset)}Residuals of the whole weights one cycle apart are more alike than "
+        f"others by {', '.join(told)}: {said}."
     )
     return {"estimates": estimates(dataset), "verdict": text}
 
