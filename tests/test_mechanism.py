@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
-import zarr
-from conftest import tiny
+from conftest import planted, tiny
 from recovery_probe_analyses import (
     activation_similarity,
     order_vs_drift,
@@ -316,13 +314,6 @@ def test_step_sizes_by_hand(dense: rp.Run) -> None:
     weights = [dense.weights_at(t) for t in (7, 8)]
     exact = np.sqrt(sum(((weights[1][n] - weights[0][n]) ** 2).sum() for n in weights[0]))
     assert found.moved.sel(size="total", episode=7).item() == pytest.approx(exact, rel=0.1)
-
-
-def planted(run: rp.Run, path: Path, losses: np.ndarray) -> rp.Run:
-    """A copy of a run with other losses in it."""
-    shutil.copytree(run.path, path)
-    zarr.open_group(path / "record.zarr", mode="r+")["losses"][:] = losses
-    return rp.open_run(path)
 
 
 @pytest.fixture(scope="module")

@@ -235,8 +235,9 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
         told.append(
             f"{name}: training on one trained document lowers the loss of another by "
             f"{with_interval(more, low, high)} nats more than that of a held-out one ({said}), and "
-            f"those of its neighbours by {with_interval(*near)} nats more than half a cycle off; the map is "
-            f"symmetric with correlation {with_test(float(part.symmetry), float(part.symmetry_p))}"
+            f"those of its neighbours by {with_interval(*near)} nats more than half a cycle off; "
+            "the map is symmetric with correlation "
+            f"{with_test(float(part.symmetry), float(part.symmetry_p))}"
         )
     text = f"{compared(dataset)}After {int(last.episodes_done)} episodes. {'. '.join(told)}."
     return {"estimates": estimates(dataset), "verdict": text}
