@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
+import zarr
 from conftest import planted, tiny
 from recovery_probe_analyses import (
     activation_similarity,
     order_vs_drift,
     step_sizes,
+    weight_cyclicity,
     weight_residuals,
 )
 from recovery_probe_analyses.weight_cyclicity import coherence, components, geometry
@@ -21,7 +24,8 @@ from recovery_probe_analyses.weight_residuals import stripe
 
 import recovery_probe as rp
 from recovery_probe import stats
-from recovery_probe.analysis import across, module_groups
+from recovery_probe.analysis import across, estimates, module_groups
+from recovery_probe.errors import Missing
 
 T, EPOCHS, WIDTH = 10, 8, 30
 
@@ -401,6 +405,96 @@ def test_seeds_become_mean_spread_and_interval() -> None:
     np.testing.assert_allclose(found.score_p, scipy.stats.combine_pvalues(ps).pvalue)
     assert found.reason.values.tolist() == [0, 1, 2]
     assert found.attrs["unit"] == "4 seeds"
+
+
+def test_seeds_are_joined_at_equal_places_alone() -> None:
+    def one(
+        runs: list[str], times: list[int], values: list[float], **counts: list[int]
+    ) -> xr.Dataset:
+        arrays = {
+            "score": (("run", "time"), np.tile(values, (len(runs), 1))),
+            "score_low": (("run", "time"), np.zeros((len(runs), len(values)))),
+            "score_high": (("run", "time"), np.ones((len(runs), len(values)))),
+            **{name: ("run", count) for name, count in counts.items()},
+        }
+        dataset = xr.Dataset(arrays, coords={"run": runs, "time": times})
+        for name in counts:
+            dataset[name].attrs["of_seeds"] = name.replace("_", " ")
+        return dataset
+
+    names = ["cyclic", "shuffled (a)"]
+    first = one(names, [5, 10], [1.0, np.nan], sum=[0, 3], each=[0, 3])
+    second = one(["cyclic", "shuffled (b)"], [5, 10], [3.0, 4.0], sum=[0, 3], each=[0, 3])
+    found = across([first, second])
+    # Counts are summed, equal or not.
+    assert found["sum"].values.tolist() == [0, 6]
+    assert found["each"].values.tolist() == [[0, 3], [0, 3]]
+    assert found.score.values.tolist() == [[2, 4], [2, 4]]
+    assert found.score_n.values.tolist() == [[2, 1], [2, 1]]
+    assert "fewer where a seed has no value" in found.attrs["interval"]
+    records = estimates(found)["score"]
+    assert [r["n"] for r in records] == [2, 1, 2, 1]
+    for other, message in (
+        (one(names[::-1], [5, 10], [1.0, 2.0], sum=[0, 3], each=[0, 3]), "run is .*cyclic"),
+        (
+            one(names, [5, 15], [1.0, 2.0], sum=[0, 3], each=[0, 3]),
+            r"time is \[5, 10\] and \[5, 15\]",
+        ),
+        (one(names, [5], [1.0], sum=[0, 3], each=[0, 3]), r"shape \(score: \(2, 2\), \(2, 1\)\)"),
+        (one(names, [5, 10], [1.0, 2.0], sum=[0, 3]), "differ: each"),
+    ):
+        with pytest.raises(rp.InputError, match=message):
+            across([first, other])
+
+
+def test_the_first_epoch_is_not_compared_with_itself(dense: rp.Run) -> None:
+    found = activation_similarity.compute(dense, permutations=9)
+    assert np.isnan(found.to_first.sel(epoch=1)).all()
+    assert np.isnan(found.to_first_p.sel(epoch=1)).all()
+    assert np.isfinite(found.to_first.sel(epoch=[2, 3])).all()
+
+
+def test_activations_that_overflow_float16_are_refused(dense: rp.Run, tmp_path: Path) -> None:
+    shutil.copytree(dense.path, tmp_path / "run")
+    path = tmp_path / "run" / "record.zarr" / "residual_stream"
+    zarr.open_group(path, mode="r+", use_consolidated=False)["final"][3, 2, 7] = np.inf
+    run = rp.open_run(tmp_path / "run")
+    for analysis in (activation_similarity, step_sizes):
+        with pytest.raises(Missing, match="document 1 is not finite: its values do not fit"):
+            analysis.compute(run)
+
+
+def test_short_documents_are_compared_up_to_their_end(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"{'word another ' * (2 + i)}{i}" for i in range(7)))
+    settings = tiny(documents={"source": str(texts), "min_tokens": 2, "tokens": 60})
+    run = rp.fit(settings, tmp_path / "run")
+    focal = run.config.residual_stream.focal
+    length = int(run.record.length[focal])
+    streams = run.recorder("residual_stream").final.values[:, :length].astype("float64")
+    assert length < run.record.sizes["position"]
+    a, b = streams[2].ravel(), streams[9].ravel()
+    found = activation_similarity.compute(run, permutations=9).cosine.values[0, 2, 9]
+    assert found == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-4)
+
+
+@pytest.mark.parametrize("every", ["episode", "3 steps", "2 steps", "2 episodes"])
+def test_weights_of_other_times_than_asked_for(every: str, tmp_path: Path) -> None:
+    """Episodes as a whole are enough, but for the path of single steps; other stretches are
+    refused, with what would help."""
+    settings = tiny(weight_deltas={"every": every})
+    try:
+        run = rp.fit(settings, tmp_path / "run")
+    except rp.InputError:
+        return  # not a time that a recorder can have
+    if every in ("episode", "3 steps"):  # an episode has three
+        found = step_sizes.compute(run)
+        assert np.isfinite(found.moved).all()
+        assert np.isnan(found.path).all()
+        return
+    for analysis in (step_sizes, weight_residuals, weight_cyclicity):
+        with pytest.raises(Missing, match=r"train again with --weight_deltas\.every step"):
+            analysis.compute(run)
 
 
 def test_groups_hold_every_module_once(pair: rp.Run) -> None:
