@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
     from recovery_probe.run import Run
 
+# Settings that say how a run was carried out and not what it is.
+EXECUTION = ("device", "eval_batch", "threads")
 # Settings in which a run and its control may differ.
-FREE = ("schedule.kind", "schedule.keep_first", "control", "device", "eval_batch")
+FREE = ("schedule.kind", "schedule.keep_first", "control", *EXECUTION)
 # What makes a number of a dataset an estimate: companions with these suffixes.
 LOW, HIGH, P = "_low", "_high", "_p"
+N = "_n"  # how many seeds have a value, where not all do
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Analysis:
 
 
 def check_controls(run: Run, controls: Sequence[Run]) -> None:
-    """Raise `InputError` unless every control differs from the run in its schedule alone."""
+    """Raise `InputError` unless every control differs from the run in its schedule, and in that
+    alone."""
     for control in controls:
         differing = _differing(run, control, FREE)
         if differing:
@@ -61,6 +65,11 @@ def check_controls(run: Run, controls: Sequence[Run]) -> None:
             raise InputError(
                 f"{control.path}: not a control of {run.path}; beside the schedule they differ "
                 f"in {told}"
+            )
+        if np.array_equal(run.schedule.values, control.schedule.values):
+            raise InputError(
+                f"{control.path}: not a control of {run.path}: its schedule is the same, "
+                f"{control.config.schedule.kind}; leave it out"
             )
         if list(run.record.digest.values) != list(control.record.digest.values):
             raise InputError(f"{control.path}: not a control of {run.path}; documents differ")
@@ -84,17 +93,18 @@ def seeds_and_controls(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     seeds: list[Run] = []
     controls: list[Run] = []
     for run in runs:
-        same = not seeds or not _differing(seeds[0], run, ("seed", "device", "eval_batch"))
+        same = not seeds or not _differing(seeds[0], run, ("seed", *EXECUTION))
         new = run.config.seed not in [s.config.seed for s in seeds]
         (seeds if same and new else controls).append(run)
     return seeds, controls
 
 
 def match(runs: Sequence[Run], controls: Sequence[Run]) -> list[tuple[Run, list[Run]]]:
-    """Each run with its controls, those of its seed. Raises `InputError` for a control that
-    belongs to none, and when some of several runs have fewer controls than others."""
+    """Each run with its controls, those of its seed, in one order of schedules for all. Raises
+    `InputError` for a control that belongs to none, and when some of several runs have fewer
+    controls than others, or of other schedules."""
     for run in runs[1:]:
-        differing = _differing(runs[0], run, ("seed", "device", "eval_batch"))
+        differing = _differing(runs[0], run, ("seed", *EXECUTION))
         if differing:
             raise InputError(
                 f"{run.path}: not another seed of {runs[0].path}; they differ in "
@@ -114,22 +124,58 @@ def match(runs: Sequence[Run], controls: Sequence[Run]) -> list[tuple[Run, list[
     if len(counts) > 1:
         told = ", ".join(f"{run.path} ({len(own)})" for run, own in by_seed.values())
         raise InputError(f"every seed needs as many controls as the others: {told}")
-    return list(by_seed.values())
+    groups = [(run, sorted(own, key=_schedule)) for run, own in by_seed.values()]
+    for run, own in groups:
+        if list(map(_schedule, own)) != list(map(_schedule, groups[0][1])):
+            raise InputError(
+                f"every seed needs controls of the same schedules as the others: those of "
+                f"{run.path} are {_schedules(own)}, those of {groups[0][0].path} "
+                f"{_schedules(groups[0][1])}"
+            )
+    return groups
+
+
+def _schedule(run: Run) -> tuple[str, bool]:
+    return run.config.schedule.kind, run.config.schedule.keep_first
+
+
+def _schedules(runs: Sequence[Run]) -> str:
+    return ", ".join(f"{kind} (keep_first {first})" for kind, first in map(_schedule, runs))
+
+
+def common(runs: Sequence[Run]) -> tuple[int, dict[str, str]]:
+    """Episodes that all of a run and its controls have done; and, where one has done more, the
+    attribute `compared` of a dataset that stops there."""
+    shortest = min(runs, key=lambda run: run.episodes_done)
+    done = shortest.episodes_done
+    if all(run.episodes_done == done for run in runs):
+        return done, {}
+    told = f"The runs are compared as far as {shortest.path} has got: {done} episodes."
+    return done, {"compared": told}
+
+
+def compared(dataset: xr.Dataset) -> str:
+    """What a verdict says first when a run has done more than is looked at; empty otherwise."""
+    return f"{dataset.attrs['compared']} " if "compared" in dataset.attrs else ""
 
 
 def across(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     """One dataset from those that an analysis made of several seeds.
 
     Estimates become their mean, with `_sd` and, as `_low` and `_high`, a 95% t interval, over
-    seeds; each seed's value is kept as `_each` (seed, …). P-values are combined by Fisher's
-    method. Other numbers are averaged; what is not a real number is kept by seed where it differs;
-    what says `of_seeds: the first` (coordinates that mean nothing from seed to seed) is that.
+    seeds; each seed's value is kept as `_each` (seed, …), and where some have none, `_n` is how
+    many do. P-values are combined by Fisher's method. Other numbers are averaged; what is not a
+    real number is kept by seed where it differs. An attribute `of_seeds` says otherwise: `sum` of
+    counts, `each` of what is kept by seed in any case, `the first` of coordinates that mean nothing
+    from seed to seed.
+
+    Raises `InputError` when the datasets differ in variables, shapes or coordinates.
     """
     if len(datasets) == 1:
         return datasets[0]
     first = datasets[0]
-    if any(d[n].shape != first[n].shape for d in datasets for n in first.data_vars):
-        raise InputError("the runs' numbers differ in shape: have all of them finished?")
+    for dataset in datasets[1:]:
+        _check_alike(first, dataset)
     out = first[[]].assign_coords(first.coords)
     for name in map(str, first.data_vars):
         stack = np.stack([d[name].values for d in datasets])
@@ -139,8 +185,11 @@ def across(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
             continue
         if attrs.get("of_seeds") == "the first":
             out[name] = (dims, stack[0], attrs)
-            continue
-        if suffix == "p" and base in first:
+        elif attrs.get("of_seeds") == "sum":
+            out[name] = (dims, stack.sum(axis=0), attrs)
+        elif attrs.get("of_seeds") == "each":
+            out[name] = (("seed", *dims), stack, attrs)
+        elif suffix == "p" and base in first:
             out[name] = (dims, stats.fisher(stack), attrs | {"combined": "Fisher, over seeds"})
         elif stack.dtype.kind != "f":
             same = all(np.array_equal(stack[0], other) for other in stack)
@@ -152,11 +201,36 @@ def across(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
                 out[name + "_sd"] = (dims, stats.sd_of_counted(stack), {"over": "seeds"})
                 out[name + LOW], out[name + HIGH] = (dims, low), (dims, high)
                 out[name + "_each"] = (("seed", *dims), stack)
+                if not np.isfinite(stack).all():
+                    out[name + N] = (dims, np.isfinite(stack).sum(axis=0), {"units": "seeds"})
+    fewer = any(str(name).endswith(N) and str(name)[: -len(N)] in out for name in out.data_vars)
     out.attrs = first.attrs | {
         "unit": f"{len(datasets)} seeds",
-        "interval": f"95% t interval over {len(datasets)} seeds",
+        "interval": f"95% t interval over {len(datasets)} seeds"
+        + (", fewer where a seed has no value: see the names that end in _n" if fewer else ""),
     }
     return out
+
+
+def _check_alike(first: xr.Dataset, other: xr.Dataset) -> None:
+    """Raise `InputError` unless two seeds' numbers stand at the same places. Names of runs may
+    differ in their folder."""
+    names = set(first.data_vars) | set(first.coords)
+    differing = names ^ (set(other.data_vars) | set(other.coords))
+    if differing:
+        raise InputError(f"the seeds' numbers differ: {', '.join(sorted(map(str, differing)))}")
+    for name in first.data_vars:
+        if first[name].shape != other[name].shape:
+            raise InputError(
+                f"the seeds' numbers differ in shape ({name}: {first[name].shape}, "
+                f"{other[name].shape}): have all of the runs got as far?"
+            )
+    for name in first.coords:
+        a, b = first[name].values.tolist(), other[name].values.tolist()
+        if name in ("run", "control", "against"):
+            a, b = ([str(v).partition(" (")[0] for v in values] for values in (a, b))
+        if a != b:
+            raise InputError(f"the seeds' numbers stand at other places: {name} is {a} and {b}")
 
 
 def is_estimate(dataset: xr.Dataset, name: str) -> bool:
@@ -166,7 +240,8 @@ def is_estimate(dataset: xr.Dataset, name: str) -> bool:
 
 def estimates(dataset: xr.Dataset) -> dict[str, list[dict[str, Any]]]:
     """Name of each estimate -> its values, one record for each point of its coordinates: these,
-    `value`, and where there are any `low`, `high`, `sd` (over seeds) and `p`; null for NaN."""
+    `value`, and where there are any `low`, `high`, `sd` (over seeds), `p` and `n` (seeds that have
+    a value, where not all do); null for NaN."""
     return {
         str(name): [_record(dataset, str(name), at) for at in points(dataset[name])]
         for name in dataset.data_vars
@@ -183,7 +258,7 @@ def points(array: xr.DataArray) -> list[dict[Hashable, int]]:
 def _record(dataset: xr.Dataset, name: str, at: dict[Hashable, int]) -> dict[str, Any]:
     record: dict[str, Any] = {str(d): coordinate(dataset, d, i) for d, i in at.items()}
     record["value"] = number(dataset[name].isel(at))
-    for suffix in (LOW, HIGH, "_sd", P):
+    for suffix in (LOW, HIGH, "_sd", P, N):
         if name + suffix in dataset:
             record[suffix[1:]] = number(dataset[name + suffix].isel(at))
     return record
@@ -204,7 +279,9 @@ def labels(runs: Sequence[Run]) -> list[str]:
         kind if kinds.count(kind) == 1 else f"{kind} ({r.path.resolve().name})"
         for kind, r in zip(kinds, runs, strict=True)
     ]
-    return names if len(set(names)) == len(names) else [str(r.path) for r in runs]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{kind} ({run.path})" for kind, run in zip(kinds, runs, strict=True)]
 
 
 def module_groups(modules: xr.DataArray, blocks: bool = False) -> dict[str, NDArray[np.bool_]]:
@@ -247,10 +324,27 @@ def with_interval(value: float, low: float, high: float) -> str:
     return f"{value:.2f} [{told}]"
 
 
+def against_zero(value: float, low: float, high: float, more: str, less: str, none: str) -> str:
+    """Which of three a verdict says of an estimate and its interval; that it cannot say any when
+    one of them is not defined."""
+    if np.isnan(value):
+        return "nothing can be said"
+    if np.isnan(low) or np.isnan(high):
+        return "nothing can be said without an interval"
+    return more if low > 0 else less if high < 0 else none
+
+
 def unit(dataset: xr.Dataset) -> str:
     """What the intervals are over, as the verdicts say it."""
     told = str(dataset.attrs.get("unit", "documents"))
     return f"these {told}"
+
+
+def with_test(value: float, p: float, form: str = ".2f", undefined: str = "") -> str:
+    """`0.42 (p = 0.02)`, or that it is not defined, and why, as `undefined` says."""
+    if np.isnan(value):
+        return "not defined" + (f" ({undefined})" if undefined else "")
+    return f"{value:{form}} ({with_p(p)})"
 
 
 def with_p(p: float) -> str:

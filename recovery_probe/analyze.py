@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-if (
-    __name__ == "__main__"
-):  # before the libraries, so that stopping it while they load is no traceback
+if __name__ == "__main__":  # before the libraries: an interrupt of theirs is no traceback
     from recovery_probe.__main__ import run
 
     run("analyze")
 
+import contextlib
 import inspect
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from tqdm import tqdm
 
 from recovery_probe import plots, plugins, report
 from recovery_probe.analysis import Analysis, across, match
 from recovery_probe.config import nearest
-from recovery_probe.errors import InputError, Missing
+from recovery_probe.errors import HookError, InputError, Missing
 from recovery_probe.run import Run
 from recovery_probe.store import write_zarr
 
 # These come first, in the summary and in the report; the others by name.
 FIRST = ("recovery", "order_vs_drift", "loss_curves", "online_loss")
+# What summary.json holds beside the analyses, whose names these cannot be.
+RESERVED = ("runs", "controls", "analyses", "not_done")
 
 
 def analyze(
@@ -42,10 +45,10 @@ def analyze(
 ) -> dict[str, Any]:
     """Do `analyses` on a run, or on several that differ in their seed alone, beside their controls.
 
-    All installed analyses when none is given: one that a run lacks something for is then left
-    out, and why is told in the summary under `not_done`. `from_checkpoint` lets analyses run the
-    model again, which takes torch and time. `options` are further arguments of `compute`, by the
-    name of the analysis.
+    All installed analyses when none is given: one that a run lacks something for, or that fails,
+    is then left out, and why is told in the summary under `not_done`. `from_checkpoint` lets
+    analyses run the model again, which takes torch and time. `options` are further arguments of
+    `compute`, by the name of the analysis.
 
     Writes, under `out/analyses`, NAME.zarr, NAME.png, .svg and .pdf for each and one summary.json
     for all, then `out/report.html` (and `report.md`, as `formats` says). `out` is the run's own
@@ -53,15 +56,23 @@ def analyze(
     summary.json holds.
 
     Raises `InputError`, before any work, for a control that differs in more than its schedule,
-    for runs that differ in more than their seed, and for several without `out`; `Missing` when a
-    run lacks what an analysis asked for by name needs.
+    for runs that differ in more than their seed, for several without `out`, and for an analysis
+    whose name the summary needs; `Missing` when a run lacks what an analysis asked for by name
+    needs; `HookError` when one asked for by name fails.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
     groups = match(runs, controls)
     if len(runs) > 1 and out is None:
         raise InputError(f"{len(runs)} runs, one report: say where it goes with --out DIR")
     place = Path(out or runs[0].path)
-    chosen = [*analyses] or [plugins.find("analyses", name, Analysis) for name in _default()]
+    not_done: dict[str, str] = {}
+    chosen = [*analyses] or _default(not_done)
+    for analysis in chosen:
+        if analysis.name in RESERVED:
+            raise InputError(
+                f"an analysis cannot be named {analysis.name!r}: summary.json holds "
+                f"{', '.join(RESERVED)} of its own"
+            )
     for run in [*runs, *controls]:
         run.check()
     given = {a.name: dict((options or {}).get(a.name, {})) for a in chosen}
@@ -70,29 +81,27 @@ def analyze(
         if analysis.from_checkpoint:
             given[analysis.name]["from_checkpoint"] = from_checkpoint
     folder = place / "analyses"
-    before = folder / "summary.json"
-    old: dict[str, Any] = json.loads(before.read_text("utf-8")) if before.exists() else {}
+    old = _read_summary(folder / "summary.json")
     about: dict[str, Any] = old.get("analyses", {})
     found = {name: old[name] for name in about}
-    not_done: dict[str, str] = old.get("not_done", {})
+    not_done = old.get("not_done", {}) | not_done
     datasets = {}
-    for analysis in chosen:
-        try:
+    bar = tqdm(chosen, unit="analysis", leave=False, disable=None)
+    for analysis in bar:
+        bar.set_description(f"analysing: {analysis.name}")
+        not_done.pop(analysis.name, None)
+        with _failures(analysis.name, not_done, bool(analyses)):
             datasets[analysis] = across(
                 [analysis.compute(r, controls=own, **given[analysis.name]) for r, own in groups]
             )
-        except Missing as missing:
-            if analyses:
-                raise
-            not_done[analysis.name] = str(missing)
-            about.pop(analysis.name, None)
-    for analysis, dataset in datasets.items():
+    for analysis, dataset in tqdm(datasets.items(), "drawing", leave=False, disable=None):
         dataset.attrs |= {
             "runs": [str(r.path) for r in runs],
             "controls": [str(c.path) for _, own in groups for c in own],
         }
-        found[analysis.name], about[analysis.name] = _write(analysis, dataset, folder)
-        not_done.pop(analysis.name, None)
+        with _failures(analysis.name, not_done, bool(analyses)):
+            found[analysis.name], about[analysis.name] = _write(analysis, dataset, folder)
+    about = {name: told for name, told in about.items() if name not in not_done}
     summary = {
         "runs": {str(r.path): {"status": r.status, "episodes": r.episodes_done} for r in runs},
         "controls": [str(c.path) for _, own in groups for c in own],
@@ -132,10 +141,46 @@ def _write(analysis: Analysis, dataset: xr.Dataset, folder: Path) -> tuple[Any, 
     return found, dataset.attrs | told | {"tables": report.tables(dataset)}
 
 
-def _default() -> list[str]:
-    """The installed analyses that a run is put to when none is named."""
-    known = {n: plugins.find("analyses", n, Analysis) for n in plugins.installed("analyses")}
-    return sorted((n for n, a in known.items() if not a.stand_alone), key=_order)
+def _default(not_done: dict[str, str]) -> list[Analysis]:
+    """The installed analyses that a run is put to when none is named; one that cannot be loaded
+    is told in `not_done`."""
+    known = []
+    for name in plugins.installed("analyses"):
+        try:
+            known.append(plugins.find("analyses", name, Analysis))
+        except (Exception, SystemExit) as error:
+            not_done[name] = f"failed: {type(error).__name__}: {error}"
+    return sorted((a for a in known if not a.stand_alone), key=lambda a: _order(a.name))
+
+
+@contextlib.contextmanager
+def _failures(name: str, not_done: dict[str, str], asked_for: bool) -> Iterator[None]:
+    """Enter in `not_done` why an analysis was not done; raise it when that is a mistake of the
+    user's, or the analysis was asked for by name."""
+    try:
+        yield
+    except InputError as error:
+        if asked_for or not isinstance(error, Missing):
+            raise
+        not_done[name] = str(error)
+    except (Exception, SystemExit) as error:  # a third party's analysis does as it likes
+        not_done[name] = f"failed: {type(error).__name__}: {error}"
+        if asked_for:
+            raise HookError(f"analysis {name} {not_done[name]}") from error
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """What an earlier call wrote; nothing, and a word, where that is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        old = json.loads(path.read_text("utf-8"))
+        if set(old["analyses"]) <= set(old) and isinstance(old["not_done"], dict):
+            return dict(old)
+    except (ValueError, TypeError, KeyError):
+        pass
+    print(f"{path}: damaged; what earlier calls found is left out", file=sys.stderr)
+    return {}
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -22,7 +22,8 @@ class Diverged(RuntimeError):
 
 
 class HookError(RuntimeError):
-    """A user's hook failed, or would change training. The record so far is kept."""
+    """A user's hook failed, or would change training; or a user's analysis did. The record so far
+    is kept."""
 
 
 class Interrupted(KeyboardInterrupt):

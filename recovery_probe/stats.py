@@ -139,6 +139,24 @@ def bootstrap_interval(
     return bounds[0], bounds[1]
 
 
+def resampled_means(values: Floats, drawn: Ints) -> Floats:
+    """(resamples, …): means of (units, …) values over each of the (resamples, k) `drawn` units;
+    NaN where any unit is. A product with how often each was drawn: the values drawn are never
+    laid out, which for curves would be gigabytes."""
+    weights = np.zeros((len(drawn), len(values)))
+    np.add.at(weights, (np.arange(len(drawn))[:, None], drawn), 1 / drawn.shape[1])
+    return np.tensordot(weights, values, axes=1)
+
+
+def resampled_means_of_counted(values: Floats, drawn: Ints) -> Floats:
+    """The same without NaN; NaN, and no warning, where nothing counts."""
+    counted = np.isfinite(values)
+    total = resampled_means(np.where(counted, values, 0.0), drawn)
+    share = resampled_means(counted.astype(float), drawn)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total / np.where(share > 0, share, np.nan)
+
+
 def sd_of_counted(values: Floats) -> Floats:
     """Standard deviation over the first axis without NaN; NaN for fewer than two."""
     counted = np.isfinite(values).sum(axis=0)
@@ -192,37 +210,44 @@ def circular_correlation(theta: Floats, phi: Floats) -> Floats:
         return pairs(theta, phi) / np.sqrt(pairs(theta, theta) * pairs(phi, phi))
 
 
-def episode_residuals(documents: int, epochs: int) -> tuple[Floats, Ints]:
-    """The linear map from the updates of all episodes (E·T, …) to weight residuals (rows, …), and
-    the episodes done at each row.
+def compact(vectors: Floats) -> Floats:
+    """(n, at most n) vectors with the inner products of (n, d) ones."""
+    return np.asarray(np.linalg.qr(vectors.T, mode="r")).T
+
+
+def episode_residuals(
+    moved: Floats, documents: int, out: Floats | None = None
+) -> tuple[Floats, Ints]:
+    """Weight residuals (rows, d) of the updates (E·T, d) of all episodes, and the episodes done at
+    each row. `out` is where they go, if given.
 
     w_res(t) = w(t) - mean of w over the window of length T centred on t (paper, figure 8c). For
     an even T the window's two ends count half, so that it holds one cycle exactly: what has the
     cycle's period stays whole and a straight drift goes.
     """
-    total, half = epochs * documents, documents // 2
-    window = np.full(2 * half + 1, 1.0 / documents)
-    if documents % 2 == 0:
-        window[[0, -1]] /= 2
-    position = np.tri(total + 1, total, -1)  # w(t) is the sum of the updates before it
-    rows = np.arange(half, total + 1 - half)
-    mean = np.zeros((len(rows), total + 1))
-    for i, row in enumerate(rows):
-        mean[i, row - half : row + half + 1] = window
-    return position[rows] - mean @ position, rows
+    half, place = documents // 2, np.arange(documents)
+    rows = np.arange(half, len(moved) + 1 - half)
+    # Of the T updates from a window's start on: in w(t) when before t, less the share of the
+    # window that comes after.
+    after = (documents - place - (1 if documents % 2 else 0.5)) / documents
+    band = np.zeros((documents, 2 * documents))  # of T rows at a time
+    band[place[:, None], place[:, None] + place] = (place < half) - after
+    found = np.empty((len(rows), moved.shape[1])) if out is None else out
+    for start in range(0, len(rows), documents):
+        these, window = found[start : start + documents], moved[start : start + 2 * documents]
+        np.matmul(band[: len(these), : len(window)], window, out=these)
+    return found, rows
 
 
-def epoch_loops(documents: int, epochs: int) -> Floats:
-    """The linear map from the updates of all episodes (E·T, …) to loops (E·T, …): the weights
-    after each episode, less the straight line from the first to the last of its epoch, less the
-    epoch's mean. Nothing of an epoch's loop is shared with another's, and its ends meet, so that a
-    loop turned about itself (`rotations`) is as smooth as it was."""
-    position = np.tri(epochs * documents)
-    share = np.linspace(0, 1, documents)[:, None]
-    line = np.zeros((documents, documents))
-    line[:, :1], line[:, -1:] = 1 - share, line[:, -1:] + share
-    centre = np.eye(documents) - 1 / documents
-    return np.kron(np.eye(epochs), centre @ (np.eye(documents) - line)) @ position
+def epoch_loops(moved: Floats, documents: int) -> Floats:
+    """Loops (E, T, d) of the updates (E·T, d) of all episodes: the weights after each episode,
+    less the straight line from the first to the last of its epoch, less the epoch's mean. Nothing
+    of an epoch's loop is shared with another's, and its ends meet, so that a loop turned about
+    itself (`rotations`) is as smooth as it was."""
+    weights = moved.reshape(-1, documents, moved.shape[1]).cumsum(axis=1)
+    first, last = weights[:, :1], weights[:, -1:]
+    loops = weights - first - np.linspace(0, 1, documents)[:, None] * (last - first)
+    return loops - loops.mean(axis=1, keepdims=True)
 
 
 def rotations(documents: int, epochs: int, count: int, rng: np.random.Generator) -> Ints:

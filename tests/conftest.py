@@ -38,11 +38,13 @@ def planted(run: rp.Run, path: Path, losses: np.ndarray) -> rp.Run:
     return rp.open_run(path)
 
 
-def cut_off(path: Path, rows: int) -> None:
-    """Make a run directory one that was killed when so many rows were committed."""
-    training(path)["rows_committed"][...] = rows
+def cut(run: rp.Run, path: Path, episodes: int) -> rp.Run:
+    """A copy of a run as if it had been killed after so many episodes."""
+    shutil.copytree(run.path, path)
+    training(path)["rows_committed"][...] = episodes + 1
     provenance = json.loads((path / "provenance.json").read_text())
     (path / "provenance.json").write_text(json.dumps(provenance | {"status": "running"}))
+    return rp.open_run(path)
 
 
 def training(path: Path) -> Any:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import cut_off, planted, tiny
+from conftest import cut, planted, tiny
 from matplotlib.figure import Figure
 from recovery_probe_analyses import loss_curves, online_loss, recovery
 
 import recovery_probe as rp
 from recovery_probe import plugins
+from recovery_probe.analysis import match, seeds_and_controls
 from recovery_probe.analyze import analyze
+from recovery_probe.cli import main
+from recovery_probe.config import generator, to_toml
 
 INSTALLED = sorted(plugins.installed("analyses"))
 
@@ -81,6 +85,33 @@ def test_recovery_by_hand(forgetful: rp.Run) -> None:
         .isel(run=0)
         .all()
     )
+
+
+def test_intervals_are_those_of_resampled_documents(forgetful: rp.Run) -> None:
+    """Every resample laid out, document by document."""
+    T, losses = 5, forgetful.losses.values[:, :5]
+    drawn = generator(0, "bootstrap").integers(T, size=(2000, T))
+    each = np.array([losses[d : d + 2 * T + 2, d] for d in range(T)])  # (document, row)
+    curves = each[drawn].mean(axis=1)
+    found = loss_curves.compute(forgetful).isel(run=0)
+    bounds = np.quantile(curves, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose([found.aligned_low, found.aligned_high], bounds)
+    between = [curves[:, 1 : T + 1], curves[:, T + 1 : 2 * T + 1]]
+    scores = [(b.max(axis=1) - b[:, -1]) / (b.max(axis=1) - b[:, 0]) for b in between]
+    numbers = recovery.compute(forgetful).isel(run=0)
+    curve, mean = numbers.sel(reading="curve"), numbers.sel(reading="per_document")
+    bounds = np.quantile(scores, [0.025, 0.975], axis=1)
+    np.testing.assert_allclose([curve.score_low, curve.score_high], bounds)
+    means = numbers.document_score.values.T[drawn].mean(axis=1)
+    bounds = np.quantile(means, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose([mean.score_low, mean.score_high], bounds)
+
+
+def test_a_negative_interval_is_drawn_whole(pair: rp.Run) -> None:
+    numbers = recovery.compute(pair)
+    numbers["score_low"] = numbers.score_low - 2
+    (axes,) = recovery.plot(numbers).axes
+    assert axes.get_ylim()[0] <= float(numbers.score_low.min())
 
 
 def test_curve_reading_of_a_shuffled_run_is_refused_in_words(pair: rp.Run) -> None:
@@ -151,9 +182,8 @@ def test_smallest_runs(changes: dict[str, object], tmp_path: Path) -> None:
     assert len(summary["recovery"]["curve"]["score_by_epoch"]) == run.config.epochs - 1
 
 
-def test_unfinished_run(forgetful: rp.Run) -> None:
-    cut_off(forgetful.path, 8)
-    found = analyze(rp.open_run(forgetful.path))["recovery"]
+def test_unfinished_run(forgetful: rp.Run, tmp_path: Path) -> None:
+    found = analyze(cut(forgetful, tmp_path / "cut", 7))["recovery"]
     # 7 episodes done: documents 0, 1 and 2 stand right before, or after, their second.
     assert found["per_document"]["excluded_by_epoch"] == [2, 5]
     assert found["curve"]["score_by_epoch"] == [None, None]
@@ -205,3 +235,164 @@ def test_two_packages_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(plugins, "entry_points", lambda group: points)
     with pytest.raises(rp.InputError, match="two installed packages offer analyses 'x'"):
         plugins.installed("analyses")
+
+
+TOP = """
+import sys
+import xarray as xr
+from recovery_probe import Analysis
+from recovery_probe.plots import figure
+
+def compute(run, *, controls=()):
+    {does}
+    return xr.Dataset({{"top": run.losses.max("document")}})
+
+ANALYSIS = Analysis(
+    name="{name}", question="?", null="none", blind_spot="all", compute=compute,
+    plot=lambda dataset: figure()[0], summary=lambda dataset: {{}},
+)
+"""
+
+
+@pytest.mark.parametrize("does", ["raise KeyError('nothing')", "sys.exit(0)"])
+def test_a_broken_analysis_stops_none_but_itself(
+    does: str,
+    pair: rp.Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(TOP.format(name="broken", does=does))
+    broken = plugins.find("analyses", f"{file}:ANALYSIS", rp.Analysis)
+    known = {"broken": broken, "online_loss": online_loss.ANALYSIS}
+
+    def find(kind: str, name: str, expected: type) -> object:
+        if name == "unloadable":
+            raise ImportError("no module named nothing")
+        return known[name]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plugins, "installed", lambda kind: dict.fromkeys([*known, "unloadable"]))
+        patched.setattr(plugins, "find", find)
+        found = analyze(pair, out=tmp_path / "out")
+    assert "online loss" in found["online_loss"]["verdict"]
+    assert found["not_done"]["broken"].startswith("failed: ")
+    assert found["not_done"]["unloadable"] == "failed: ImportError: no module named nothing"
+    # Asked for by name it is an error: one line, and no traceback.
+    words = ["analyze", str(pair.path), "--analysis", f"{file}:ANALYSIS"]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--out", str(tmp_path / "named")])
+    assert stop.value.code == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: analysis broken failed: ")
+
+
+def test_a_file_that_exits_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import sys\nsys.exit(0)")
+    with pytest.raises(rp.InputError, match=r"mine\.py: fails when run: SystemExit"):
+        plugins.find("analyses", f"{file}:ANALYSIS", rp.Analysis)
+
+
+@pytest.mark.parametrize("name", ["runs", "controls", "not_done", "analyses"])
+def test_a_name_of_the_summarys_own_is_refused(name: str, pair: rp.Run, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(TOP.format(name=name, does="pass"))
+    mine = plugins.find("analyses", f"{file}:ANALYSIS", rp.Analysis)
+    with pytest.raises(rp.InputError, match=f"cannot be named '{name}'"):
+        analyze(pair, (), [mine], out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"analyses": {"top": {}}, "not', "[]", "{}", '{"analyses": 3}']
+)
+def test_a_damaged_summary_is_said_and_written_anew(
+    damage: str, pair: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "analyses").mkdir()
+    (tmp_path / "analyses" / "summary.json").write_text(damage)
+    found = analyze(pair, (), [online_loss.ANALYSIS], out=tmp_path)
+    assert "summary.json: damaged" in capsys.readouterr().err
+    assert json.loads((tmp_path / "analyses" / "summary.json").read_text()) == found
+
+
+def test_controls_and_seeds_that_are_none_are_refused(pair: rp.Run, tmp_path: Path) -> None:
+    twin = planted(pair, tmp_path / "twin", pair.losses.values)
+    with pytest.raises(rp.InputError, match="its schedule is the same, cyclic"):
+        match([pair], [twin])
+    with pytest.raises(rp.InputError, match="two of the runs have one seed"):
+        match([pair, twin], [])
+    with pytest.raises(rp.InputError, match=r"not another seed.*schedule\.kind"):
+        match([pair, pair.controls[0]], [])
+    other = reseeded(pair, tmp_path / "other")
+    with pytest.raises(rp.InputError, match=r"as many controls as the others: .*\(1\).*\(0\)"):
+        match([pair, other], pair.controls)
+    assert seeds_and_controls([pair, other, twin]) == ([pair, other], [twin])
+
+
+def reseeded(run: rp.Run, path: Path, **schedule: object) -> rp.Run:
+    """A copy of a run that says it has seed 1, and another schedule if given."""
+    shutil.copytree(run.path, path)
+    settings = run.config
+    settings = replace(settings, seed=1, schedule=replace(settings.schedule, **schedule))
+    (path / "config.toml").write_text(to_toml(settings))
+    return rp.open_run(path)
+
+
+def test_controls_of_every_seed_come_in_one_order(pair: rp.Run, tmp_path: Path) -> None:
+    (control,) = pair.controls
+    free = planted(control, tmp_path / "free", control.losses.values)
+    free.config = replace(free.config, schedule=replace(free.config.schedule, keep_first=False))
+    seed = reseeded(pair, tmp_path / "seed")
+    others = [
+        reseeded(control, tmp_path / "kept1"),
+        reseeded(control, tmp_path / "free1", keep_first=False),
+    ]
+    groups = match([pair, seed], [control, free, *others])
+    for _, own in groups:
+        assert [c.config.schedule.keep_first for c in own] == [False, True]
+    with pytest.raises(rp.InputError, match="same schedules as the others"):
+        match([pair, seed], [control, others[1]])
+
+
+def test_an_interrupted_control_is_compared_where_it_got(pair: rp.Run, tmp_path: Path) -> None:
+    """Every verdict is of the last time that both have, as if both had stopped there."""
+    control = cut(pair.controls[0], tmp_path / "control", 12)
+    whole = cut(pair, tmp_path / "run", 12)
+    for name in INSTALLED:
+        analysis = plugins.find("analyses", name, rp.Analysis)
+        if analysis.stand_alone or name == "loss_curves":
+            continue
+        options = {"from_checkpoint": True} if analysis.from_checkpoint else {}
+        try:
+            expected = analysis.summary(analysis.compute(whole, controls=[control], **options))
+        except rp.InputError as error:
+            with pytest.raises(type(error)):  # three epochs are needed, of both
+                analysis.compute(pair, controls=[control], **options)
+            continue
+        dataset = analysis.compute(pair, controls=[control], **options)
+        analysis.plot(dataset)
+        said = f"The runs are compared as far as {control.path} has got: 12 episodes. "
+        verdict = analysis.summary(dataset)["verdict"]
+        assert verdict.startswith(said), name
+        if name != "recovery":  # counts the documents that the longer run has reached
+            assert verdict.removeprefix(said) == expected["verdict"].removeprefix(said), name
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_no_verdict_comes_of_nothing(name: str, pair: rp.Run) -> None:
+    """All numbers missing: no verdict shows one, or says that there is no cycle, no difference."""
+    analysis = plugins.find("analyses", name, rp.Analysis)
+    if analysis.stand_alone or name == "loss_curves":
+        return
+    options = {"from_checkpoint": True} if analysis.from_checkpoint else {}
+    dataset = analysis.compute(pair, controls=pair.controls, **options)
+    for variable in dataset.data_vars.values():
+        if variable.dtype.kind == "f":
+            variable[:] = np.nan
+    told = analysis.summary(dataset)["verdict"]
+    assert "nan" not in told.lower().replace("nanoseconds", "")
+    assert "not defined" in told or "there is no score" in told
+    for claim in ("can be told", "chance does not give", "more than", "less than the"):
+        assert claim not in told.replace("nats more than", ""), told

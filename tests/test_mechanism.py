@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
+import zarr
 from conftest import planted, tiny
 from recovery_probe_analyses import (
     activation_similarity,
     order_vs_drift,
     step_sizes,
+    weight_cyclicity,
     weight_residuals,
 )
 from recovery_probe_analyses.weight_cyclicity import coherence, components, geometry
@@ -21,7 +24,8 @@ from recovery_probe_analyses.weight_residuals import stripe
 
 import recovery_probe as rp
 from recovery_probe import stats
-from recovery_probe.analysis import across, module_groups
+from recovery_probe.analysis import across, estimates, module_groups
+from recovery_probe.errors import Missing
 
 T, EPOCHS, WIDTH = 10, 8, 30
 
@@ -50,32 +54,109 @@ def helix(rng: np.random.Generator, turns: int = 1, noise: float = 0.05) -> np.n
 
 @pytest.mark.parametrize("kind", ["random walk", "white noise", "shuffled"])
 def test_chance_gives_uniform_p_values(kind: str) -> None:
-    residual, _ = stats.episode_residuals(T, EPOCHS)
     p = []
     for seed in range(200):
         rng = np.random.default_rng(seed)
         moved = updates_of(kind, rng)
-        gram = moved @ moved.T
-        found = coherence(gram, T, EPOCHS, 99, rng)
+        found = coherence(moved, T, 99, rng)
         null = [
-            stripe(stats.cosines(residual @ gram[np.ix_(o, o)] @ residual.T), T)
+            stripe(stats.episode_residuals(moved[o], T)[0], T)
             for o in stats.rotations(T, EPOCHS, 99, rng)
         ]
-        observed = stripe(stats.cosines(residual @ gram @ residual.T), T)
+        observed = stripe(stats.episode_residuals(moved, T)[0], T)
         p.append(
             [found[f"{name}_p"] for name in ("period_share", "cycle_share", "order")]
             + [float(stats.permutation_p(observed, np.array(null)))]
-            + [geometry(gram, T, EPOCHS)["turns_p"]]
+            + [geometry(moved, T)["turns_p"]]
         )
     rates = (np.array(p) <= 0.05).mean(axis=0)
     assert ((rates >= 0.02) & (rates <= 0.08)).all(), rates
 
 
+def mean_stripe(cosine: np.ndarray, documents: int) -> float:
+    """Over all pairs, one at a time: whole cycles apart minus the others beyond half a cycle."""
+    cosines: dict[bool, list[float]] = {True: [], False: []}
+    for i, j in itertools.combinations(range(len(cosine)), 2):
+        if j - i > documents // 2:
+            cosines[(j - i) % documents == 0].append(cosine[i, j])
+    return float(np.mean(cosines[True]) - np.mean(cosines[False]))
+
+
+def residual_map(documents: int, epochs: int) -> np.ndarray:
+    """The matrix from all updates to residuals: weights minus their mean over a cycle."""
+    total, half = epochs * documents, documents // 2
+    position = np.tri(total + 1, total, -1)
+    rows = []
+    for t in range(half, total + 1 - half):
+        window = position[t - half : t + half + 1]
+        even = documents % 2 == 0
+        mean = np.trapezoid(window, axis=0) / documents if even else window.mean(axis=0)
+        rows.append(position[t] - mean)
+    return np.array(rows)
+
+
+def loop_map(documents: int, epochs: int) -> np.ndarray:
+    """The matrix from all updates to each epoch's loop: without its straight drift and mean."""
+    position = np.tri(epochs * documents).reshape(epochs, documents, -1)
+    share = np.linspace(0, 1, documents)[:, None]
+    line = (1 - share) * position[:, :1] + share * position[:, -1:]
+    loops = position - line
+    return (loops - loops.mean(axis=1, keepdims=True)).reshape(epochs * documents, -1)
+
+
+@pytest.mark.parametrize(("documents", "epochs"), [(4, 3), (5, 3), (3, 2), (7, 4), (2, 5)])
+@pytest.mark.parametrize("width", [3, 50])
+def test_p_values_are_those_of_the_whole_maps(documents: int, epochs: int, width: int) -> None:
+    """The definitions, by products of whole matrices, one rotation after another."""
+    rng = np.random.default_rng(documents * epochs * width)
+    moved = rng.normal(size=(epochs * documents, width))
+    vectors = stats.compact(moved)
+    gram = moved @ moved.T
+    np.testing.assert_allclose(vectors @ vectors.T, gram, atol=1e-10)
+    residual, loop = residual_map(documents, epochs), loop_map(documents, epochs)
+    orders = stats.rotations(documents, epochs, 49, np.random.default_rng(3))
+
+    if documents > 2:  # of two, every pair beyond half a cycle is whole cycles apart
+        expected = [
+            mean_stripe(stats.cosines(residual @ gram[np.ix_(o, o)] @ residual.T), documents)
+            for o in orders
+        ]
+        found = [
+            stripe(stats.episode_residuals(vectors[o], documents)[0], documents) for o in orders
+        ]
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+
+    loops = loop @ gram @ loop.T
+    angle = 2 * np.pi * np.arange(len(moved)) / documents
+    wave = np.exp(1j * angle) * np.sqrt(2 / len(moved))
+    values, directions = np.linalg.eigh(loops)
+    plane = directions[:, ::-1][:, :2] * np.sqrt(values[::-1][:2].clip(0))
+    turn = np.arctan2(plane[:, 1], plane[:, 0])
+
+    def statistics(order: np.ndarray) -> list[float]:
+        turned = loops[np.ix_(order, order)]
+        blocks = turned.reshape(epochs, documents, epochs, documents)
+        period = (wave.conj() @ turned @ wave).real
+        cycle = np.einsum("epfp->", blocks) / epochs
+        ordered = abs(stats.circular_correlation(turn[order], angle))
+        return [period / np.trace(loops), cycle / np.trace(loops), ordered]
+
+    if documents > 2:  # two make a line, and no loop
+        observed = np.array(statistics(np.arange(len(moved))))
+        p = stats.permutation_p(observed, np.array([statistics(o) for o in orders]))
+        found = coherence(vectors, documents, 49, np.random.default_rng(3))
+        names = ("period_share", "cycle_share", "order")
+        np.testing.assert_allclose([found[n] for n in names], observed, atol=1e-10)
+        tested = 3 if documents > 3 else 2  # of three, two places of a loop tie
+        np.testing.assert_allclose([found[f"{n}_p"] for n in names][:tested], p[:tested])
+    else:
+        assert np.isnan(coherence(vectors, 2, 9, rng)["cycle_share"])
+
+
 def test_a_planted_helix_is_found() -> None:
     rng = np.random.default_rng(0)
     moved = helix(rng)
-    gram = moved @ moved.T
-    found = coherence(gram, T, EPOCHS, 199, rng) | geometry(gram, T, EPOCHS)
+    found = coherence(moved, T, 199, rng) | geometry(moved, T)
     assert found["period_share"] > 0.8
     assert found["order"] > 0.95
     assert found["turns"] == pytest.approx(1, abs=0.02)
@@ -85,39 +166,40 @@ def test_a_planted_helix_is_found() -> None:
     assert found["turns_p"] == 2.0 ** (1 - (EPOCHS - 1))  # the least that seven cycles can give
     # Twice round an epoch is another period, and not the documents' order along one turn.
     twice = helix(rng, turns=2)
-    other = coherence(twice @ twice.T, T, EPOCHS, 199, rng)
+    other = coherence(twice, T, 199, rng)
     assert other["period_share"] < 0.1 < 0.8 < other["cycle_share"]
-    assert geometry(twice @ twice.T, T, EPOCHS)["turns"] == pytest.approx(2, abs=0.05)
+    assert geometry(twice, T)["turns"] == pytest.approx(2, abs=0.05)
 
 
 def test_stripes_are_found_at_whole_cycles() -> None:
-    apart = np.abs(np.subtract.outer(np.arange(35), np.arange(35)))
-    assert stripe((apart % T == 0).astype(float), T) == 1
-    assert stripe((apart % T == 1).astype(float), T) < 0
+    once = np.eye(T)[np.arange(35) % T]  # alike at whole cycles and nowhere else
+    assert stripe(once, T) == 1
     rng = np.random.default_rng(0)
     moved = helix(rng)
-    residual, _ = stats.episode_residuals(T, EPOCHS)
-    cosine = stats.cosines(residual @ moved @ (residual @ moved).T)
-    found = stripe(cosine, T)
-    gram = moved @ moved.T
+    residual, _ = stats.episode_residuals(moved, T)
+    found = stripe(residual, T)
     null = [
-        stripe(stats.cosines(residual @ gram[np.ix_(o, o)] @ residual.T), T)
+        stripe(stats.episode_residuals(moved[o], T)[0], T)
         for o in stats.rotations(T, EPOCHS, 199, rng)
     ]
     assert found > 0.8
     assert stats.permutation_p(found, np.array(null)) < 0.01
-    curve = weight_residuals.by_lag(cosine)
+    curve = weight_residuals.by_lag(stats.cosines(residual @ residual.T))
     assert curve[T] > 0.95
     assert curve[T // 2] < -0.95
+    assert np.isnan(stripe(residual * (np.arange(len(residual)) > 0)[:, None], T))
 
 
 def test_components_are_those_of_the_singular_value_decomposition() -> None:
     points = np.random.default_rng(0).normal(size=(40, 7)) * np.arange(7)
-    found, share = components(points @ points.T)
+    found, share = components(points)
     centred = points - points.mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(found), np.abs(u[:, :3] * s[:3]), atol=1e-8)
     np.testing.assert_allclose(share, s[:3] ** 2 / (s**2).sum())
+    line, share = components(points[:, 1:2])
+    np.testing.assert_allclose(np.abs(line[:, 0]), np.abs(centred[:, 1]))
+    np.testing.assert_allclose(share, [1, 0, 0])
 
 
 @pytest.mark.parametrize("documents", [4, 5])
@@ -125,8 +207,8 @@ def test_residuals_by_their_definition(documents: int) -> None:
     epochs, half = 3, documents // 2
     moved = np.random.default_rng(1).normal(size=(epochs * documents, 6))
     weights = np.vstack([np.zeros(6), moved.cumsum(axis=0)])
-    found, rows = stats.episode_residuals(documents, epochs)
-    for row, residual in zip(rows, found @ moved, strict=True):
+    found, rows = stats.episode_residuals(moved, documents)
+    for row, residual in zip(rows, found, strict=True):
         window = weights[row - half : row + half + 1]
         mean = np.trapezoid(window, axis=0) / documents if documents % 2 == 0 else window.mean(0)
         np.testing.assert_allclose(residual, weights[row] - mean, atol=1e-12)
@@ -166,8 +248,8 @@ def test_weight_residuals_are_those_of_the_full_weights(dense: rp.Run) -> None:
         return np.concatenate([p.detach().numpy().ravel() for p in model.parameters.values()])
 
     weights = np.stack([whole(t) for t in range(16)]).astype("float64")
-    residual, _ = stats.episode_residuals(5, 3)
-    exact = stats.cosines((r := residual @ np.diff(weights, axis=0)) @ r.T)
+    residual, _ = stats.episode_residuals(np.diff(weights, axis=0), 5)
+    exact = stats.cosines(residual @ residual.T)
     found = weight_residuals.compute(dense, permutations=9).sel(group="total").cosine.values[0]
     error = dense.provenance["recorders"]["gradients"]["sketch_error"]["expected_at_most"]
     assert np.abs(found - exact).max() < 3 * error
@@ -323,6 +405,98 @@ def test_seeds_become_mean_spread_and_interval() -> None:
     np.testing.assert_allclose(found.score_p, scipy.stats.combine_pvalues(ps).pvalue)
     assert found.reason.values.tolist() == [0, 1, 2]
     assert found.attrs["unit"] == "4 seeds"
+
+
+def test_seeds_are_joined_at_equal_places_alone() -> None:
+    def one(
+        runs: list[str], times: list[int], values: list[float], **counts: list[int]
+    ) -> xr.Dataset:
+        arrays = {
+            "score": (("run", "time"), np.tile(values, (len(runs), 1))),
+            "score_low": (("run", "time"), np.zeros((len(runs), len(values)))),
+            "score_high": (("run", "time"), np.ones((len(runs), len(values)))),
+            **{name: ("run", count) for name, count in counts.items()},
+        }
+        dataset = xr.Dataset(arrays, coords={"run": runs, "time": times})
+        for name in counts:
+            dataset[name].attrs["of_seeds"] = name.replace("_", " ")
+        return dataset
+
+    names = ["cyclic", "shuffled (a)"]
+    first = one(names, [5, 10], [1.0, np.nan], sum=[0, 3], each=[0, 3])
+    second = one(["cyclic", "shuffled (b)"], [5, 10], [3.0, 4.0], sum=[0, 3], each=[0, 3])
+    found = across([first, second])
+    # Counts are summed, equal or not.
+    assert found["sum"].values.tolist() == [0, 6]
+    assert found["each"].values.tolist() == [[0, 3], [0, 3]]
+    assert found.score.values.tolist() == [[2, 4], [2, 4]]
+    assert found.score_n.values.tolist() == [[2, 1], [2, 1]]
+    assert "fewer where a seed has no value" in found.attrs["interval"]
+    records = estimates(found)["score"]
+    assert [r["n"] for r in records] == [2, 1, 2, 1]
+    for other, message in (
+        (one(names[::-1], [5, 10], [1.0, 2.0], sum=[0, 3], each=[0, 3]), "run is .*cyclic"),
+        (
+            one(names, [5, 15], [1.0, 2.0], sum=[0, 3], each=[0, 3]),
+            r"time is \[5, 10\] and \[5, 15\]",
+        ),
+        (one(names, [5], [1.0], sum=[0, 3], each=[0, 3]), r"shape \(score: \(2, 2\), \(2, 1\)\)"),
+        (one(names, [5, 10], [1.0, 2.0], sum=[0, 3]), "differ: each"),
+    ):
+        with pytest.raises(rp.InputError, match=message):
+            across([first, other])
+
+
+def test_the_first_epoch_is_not_compared_with_itself(dense: rp.Run) -> None:
+    found = activation_similarity.compute(dense, permutations=9)
+    assert np.isnan(found.to_first.sel(epoch=1)).all()
+    assert np.isnan(found.to_first_p.sel(epoch=1)).all()
+    assert np.isfinite(found.to_first.sel(epoch=[2, 3])).all()
+
+
+def test_activations_that_overflow_float16_are_refused(dense: rp.Run, tmp_path: Path) -> None:
+    shutil.copytree(dense.path, tmp_path / "run")
+    path = tmp_path / "run" / "record.zarr" / "residual_stream"
+    zarr.open_group(path, mode="r+", use_consolidated=False)["final"][3, 2, 7] = np.inf
+    run = rp.open_run(tmp_path / "run")
+    for analysis in (activation_similarity, step_sizes):
+        with pytest.raises(Missing, match="document 1 is not finite: its values do not fit"):
+            analysis.compute(run)
+
+
+def test_short_documents_are_compared_up_to_their_end(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text(
+        "\n".join(" ".join(str(7 ** (9 * i + j)) for j in range(1, 3 + i)) for i in range(7))
+    )
+    settings = tiny(documents={"source": str(texts), "min_tokens": 2, "tokens": 60})
+    run = rp.fit(settings, tmp_path / "run")
+    focal = run.config.residual_stream.focal
+    length = int(run.record.length[focal])
+    streams = run.recorder("residual_stream").final.values[:, :length].astype("float64")
+    assert length < run.record.sizes["position"]
+    a, b = streams[2].ravel(), streams[9].ravel()
+    found = activation_similarity.compute(run, permutations=9).cosine.values[0, 2, 9]
+    assert found == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-4)
+
+
+@pytest.mark.parametrize("every", ["episode", "3 steps", "2 steps", "2 episodes"])
+def test_weights_of_other_times_than_asked_for(every: str, tmp_path: Path) -> None:
+    """Episodes as a whole are enough, but for the path of single steps; other stretches are
+    refused, with what would help."""
+    settings = tiny(weight_deltas={"every": every})
+    try:
+        run = rp.fit(settings, tmp_path / "run")
+    except rp.InputError:
+        return  # not a time that a recorder can have
+    if every in ("episode", "3 steps"):  # an episode has three
+        found = step_sizes.compute(run)
+        assert np.isfinite(found.moved).all()
+        assert np.isnan(found.path).all()
+        return
+    for analysis in (step_sizes, weight_residuals, weight_cyclicity):
+        with pytest.raises(Missing, match=r"train again with --weight_deltas\.every step"):
+            analysis.compute(run)
 
 
 def test_groups_hold_every_module_once(pair: rp.Run) -> None:

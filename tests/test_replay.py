@@ -66,6 +66,15 @@ def test_cosines_are_those_of_separate_gradients(
             np.testing.assert_allclose(cosine, g @ g.T, atol=1e-6)
 
 
+def test_modules_are_not_drawn_as_blocks(run: rp.Run) -> None:
+    lines = []
+    for modules in (False, True):
+        fig = gradient_similarity.plot(gradient_similarity.compute(run, modules=modules))
+        lines.append([len(axes.lines) for axes in fig.axes])
+    assert lines[0] == lines[1]
+    assert max(lines[0]) == 3  # two blocks, and all modules
+
+
 def test_planted_maps_give_back_their_structure() -> None:
     T = 12
     index = np.arange(T)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import cut_off, tiny, training
+from conftest import cut, tiny, training
 
 import recovery_probe as rp
 from recovery_probe.cli import main
@@ -59,10 +59,7 @@ def test_open_run(pair: rp.Run) -> None:
 
 
 def test_rows_beyond_the_commit_do_not_count(pair: rp.Run, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(pair.path, copy)
-    cut_off(copy, 7)
-    run = rp.open_run(copy)
+    run = cut(pair, tmp_path / "copy", 6)
     assert run.episodes_done == 6
     assert run.status == "killed"
     assert np.isfinite(run.losses.values[:7]).all()
@@ -117,7 +114,7 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
-def cut(file: Path) -> None:
+def halve(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
@@ -133,9 +130,9 @@ DAMAGE = {
     "too many rows": lambda r: training(r)["rows_committed"].__setitem__(..., 10**6),
     "too few rows": lambda r: training(r)["rows_committed"].__setitem__(..., -5),
     "losses that are no numbers": lambda r: training(r)["losses"].__setitem__((3, 2), np.nan),
-    "metadata cut off": lambda r: cut(r / "record.zarr/zarr.json"),
-    "metadata of an array cut off": lambda r: cut(r / "record.zarr/training/losses/zarr.json"),
-    "provenance cut off": lambda r: cut(r / "provenance.json"),
+    "metadata cut off": lambda r: halve(r / "record.zarr/zarr.json"),
+    "metadata of an array cut off": lambda r: halve(r / "record.zarr/training/losses/zarr.json"),
+    "provenance cut off": lambda r: halve(r / "provenance.json"),
     "settings emptied": lambda r: (r / "config.toml").write_text(""),
 }
 
@@ -162,14 +159,12 @@ def test_a_damaged_run_is_called_so_by_name(
 
 def test_an_undamaged_run_is_not(pair: rp.Run, tmp_path: Path) -> None:
     pair.check()
-    path = copied(pair, tmp_path)
-    cut_off(path, 7)
-    rp.open_run(path).check()
+    cut(pair, tmp_path / "cut", 6).check()
 
 
 def test_damaged_weights_are_named(pair: rp.Run, tmp_path: Path) -> None:
     path = copied(pair, tmp_path)
-    cut(path / "checkpoints" / "episodes-00005" / "model.safetensors")
+    halve(path / "checkpoints" / "episodes-00005" / "model.safetensors")
     (path / "checkpoints" / "episodes-abc").mkdir()
     run = rp.open_run(path)
     assert run.checkpoints == [0, 5, 10, 15]
@@ -178,9 +173,8 @@ def test_damaged_weights_are_named(pair: rp.Run, tmp_path: Path) -> None:
 
 
 def test_rows_that_come_while_a_reader_looks_do_not_count(pair: rp.Run, tmp_path: Path) -> None:
-    path = copied(pair, tmp_path)
-    cut_off(path, 7)
-    run = rp.open_run(path)
+    run = cut(pair, tmp_path / "cut", 6)
+    path = run.path
     training(path)["rows_committed"][...] = 16
     assert run.episodes_done == 6
     assert np.isnan(run.losses.values[7:]).all()

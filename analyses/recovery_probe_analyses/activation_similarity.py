@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, estimates, labels, with_p
+from recovery_probe.analysis import Analysis, common, compared, estimates, labels, with_test
 from recovery_probe.config import generator
 from recovery_probe.errors import InputError, Missing
 from recovery_probe.run import Run
@@ -31,30 +32,38 @@ def compute(
     cka (run, epoch, layer, other_epoch, other_layer): linear CKA, debiased (HSIC₁ of Song et al.
     2012, as in Nguyen et al. 2021), over the T documents, each as it was at the first step of its
     episode, mean over positions. to_first (run, epoch, layer): that between an epoch and the first
-    at one layer, with to_first_p, one-sided, of giving the documents of one in random order.
+    at one layer, NaN for the first itself, with to_first_p, one-sided, of giving the documents of
+    one in random order.
 
-    Raises `Missing` without `residual_stream`, `InputError` for a layer that is not there.
+    Raises `Missing` without `residual_stream`, or where it overflowed, and `InputError` for a layer
+    that is not there.
     """
     runs = [run, *controls]
-    dataset = xr.concat([_one(r, layer, permutations) for r in runs], dim="run")
+    done, told = common(runs)
+    dataset = xr.concat([_one(r, done, layer, permutations) for r in runs], dim="run")
     dataset = dataset.assign_coords(run=labels(runs))
     dataset.attrs |= {
         "T": run.config.documents.count,
         "focal": run.config.residual_stream.focal,
         "layer": "last" if layer is None else layer,
         "unit": "one run",
+        **told,
     }
     return dataset
 
 
-def _one(run: Run, layer: int | None, permutations: int) -> xr.Dataset:
+def _one(run: Run, episodes: int, layer: int | None, permutations: int) -> xr.Dataset:
     T = run.config.documents.count
     recorded = run.recorder("residual_stream")
-    epochs = run.episodes_done // T
+    epochs = episodes // T
     if not epochs:
-        raise Missing(f"{run.path}: {run.episodes_done} episodes are done; this needs an epoch")
-    stream = _stream(run, recorded, layer)
-    flat = np.stack([_flat(row.values) for row in stream])  # one at a time: float16 on disk
+        raise Missing(
+            f"{run.path}: {episodes} episodes are done, by it or a run beside it; this needs an "
+            "epoch"
+        )
+    stream, focal = _stream(run, recorded, layer)[: episodes + 1], run.config.residual_stream.focal
+    # One at a time: float16 on disk.
+    flat = np.stack([real(run, row.values, focal).astype("float32").ravel() for row in stream])
     cosine = stats.cosines((flat @ flat.T).astype("float64"))
     between = cosine[1 : epochs * T + 1, 1 : epochs * T + 1].copy()
     np.fill_diagonal(between, np.nan)
@@ -65,6 +74,7 @@ def _one(run: Run, layer: int | None, permutations: int) -> xr.Dataset:
     cka = debiased_cka(grams.reshape(-1, T, T)).reshape(epochs, layers, epochs, layers)
     rng = generator(run.config.seed, "permutations")
     to_first = np.stack([cka[:, k, 0, k] for k in range(layers)], axis=1)
+    to_first[0] = np.nan  # itself
     null = np.empty((permutations, epochs, layers))
     for i in range(permutations):
         order = rng.permutation(T)
@@ -104,9 +114,16 @@ def _stream(run: Run, recorded: xr.Dataset, layer: int | None) -> xr.DataArray:
     return recorded.focal.isel(layer=layer)
 
 
-def _flat(stream: stats.Floats) -> stats.Floats:
-    """(position · width,) without what is past the document's end."""
-    return stream[np.isfinite(stream).all(axis=1)].astype("float32").ravel()
+def real(run: Run, stream: NDArray[Any], document: int) -> NDArray[Any]:
+    """A document's (…, position, width) without what is past its end. Raises `Missing` where what
+    is left is not finite: float16 holds no more than 65504."""
+    kept = stream[..., : int(run.record.length[document]), :]
+    if not np.isfinite(kept).all():
+        raise Missing(
+            f"{run.path}: the recorded residual stream of document {document} is not finite: its "
+            "values do not fit float16, in which it is stored"
+        )
+    return kept
 
 
 def _grams(run: Run, recorded: xr.Dataset, epochs: int) -> stats.Floats:
@@ -123,9 +140,10 @@ def _grams(run: Run, recorded: xr.Dataset, epochs: int) -> stats.Floats:
     for epoch in range(epochs):
         rows = first[epoch * T : (epoch + 1) * T]
         streams = recorded.residual[rows[0] : rows[-1] + 1].values[rows - rows[0]]
-        if streams.ndim == 4:  # all positions
-            streams = np.nanmean(streams.astype("float32"), axis=2)
         document = run.schedule.values[epoch * T : (epoch + 1) * T]
+        if streams.ndim == 4:  # all positions
+            pairs = zip(streams, document.tolist(), strict=True)
+            streams = np.stack([real(run, s, d).astype("float32").mean(axis=1) for s, d in pairs])
         by_document = streams[np.argsort(document)].transpose(1, 0, 2).astype("float64")
         grams.append(by_document @ by_document.transpose(0, 2, 1))
     return u_centred(np.stack(grams))
@@ -204,14 +222,17 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
     for r, name in enumerate(dataset.run.values):
         part = dataset.isel(run=r)
         within = np.diagonal(part.alike.values)
-        growth = f"{float(part.growth):+.3f} an epoch ({with_p(float(part.growth_p))})"
+        first, last = (
+            "not defined" if np.isnan(value) else f"{value:.3f}" for value in within[[0, -1]]
+        )
+        why = "it takes three epochs"
+        growth = with_test(float(part.growth), float(part.growth_p), "+.3f", why)
         told.append(
-            f"{name}: {within[0]:.3f} in epoch 1, {within[-1]:.3f} in epoch {len(within)}, {growth}"
+            f"{name}: {first} in epoch 1, {last} in epoch {len(within)}, growth by epoch {growth}"
         )
     text = (
-        f"Mean cosine of document {dataset.attrs['focal']}'s activations within an epoch. "
-        + "; ".join(told)
-        + "."
+        f"{compared(dataset)}Mean cosine of document {dataset.attrs['focal']}'s activations within "
+        "an epoch. " + "; ".join(told) + "."
     )
     return {"estimates": estimates(dataset), "verdict": text}
 

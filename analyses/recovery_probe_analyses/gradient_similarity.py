@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from recovery_probe import plots, stats
 from recovery_probe.analysis import (
     Analysis,
+    common,
+    compared,
     estimates,
     labels,
     module_groups,
     with_interval,
-    with_p,
+    with_test,
 )
 from recovery_probe.config import generator
 from recovery_probe.errors import InputError, Missing
@@ -55,12 +58,17 @@ def compute(
     Raises `Missing` without the recorder or checkpoints, `InputError` for times that are not there.
     """
     runs = [run, *controls]
+    done, told = common(runs)
+    if episodes is None and told:
+        every = [{t for t in _source(r, from_checkpoint)[0] if t <= done} for r in runs]
+        episodes = sorted(set.intersection(*every))
     dataset = xr.concat(
         [_one(r, block, episodes, modules, from_checkpoint) for r in runs], dim="run"
     )
     dataset = dataset.assign_coords(run=labels(runs))
     dataset.attrs |= {
         "T": run.config.documents.count,
+        **told,
         "unit": "documents",
         "interval": "95% percentile bootstrap over documents",
         "p": "Mantel test, two-sided, 499 orders of the documents",
@@ -207,7 +215,7 @@ def _of_map(cosine: stats.Floats, T: int, rng: np.random.Generator) -> dict[str,
 
     def peak(i: stats.Ints) -> stats.Floats:
         """Position of the largest of each document's means over the others in `i`."""
-        means = np.stack([stats.mean_of_counted(row[i]) for row in trained], axis=1)
+        means = stats.resampled_means_of_counted(trained, i)  # the map is symmetric
         return np.nanargmax(np.where(np.isnan(means), -2, means), axis=1) / (T - 1)
 
     return {
@@ -241,7 +249,7 @@ def plot(dataset: xr.Dataset) -> Figure:
         axes.grid(False)
     where = [panels[f"{r} {g}"] for r in runs for g in shown]
     fig.colorbar(image, ax=where, label="cosine of gradients", extend="max")
-    blocks = [g for g in dataset.group.values if g.startswith("block") and "attention" not in g]
+    blocks = [g for g in dataset.group.values if re.fullmatch(r"block \d+", g)]
     colours, lag = plots.by_epoch(len(blocks)), panels["lag"]
     for r in runs:
         part, style = last.isel(run=r), "-" if r == 0 else ":"
@@ -271,10 +279,12 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
             f"{name}: mean cosine {interval('overall')} with other documents, "
             f"{interval('held_out')} with held-out ones; neighbours exceed documents half a cycle "
             f"apart by {interval('near_minus_far')}; cosine and distance correlate by "
-            f"{float(part.distance_r):.2f} ({with_p(float(part.distance_r_p))}); the largest mean "
+            f"{with_test(float(part.distance_r), float(part.distance_r_p))}; the largest mean "
             f"lies at {interval('peak')} of the cycle"
         )
-    text = f"After {int(last.episodes_done)} episodes, gradients of all modules. "
+    text = (
+        f"{compared(dataset)}After {int(last.episodes_done)} episodes, gradients of all modules. "
+    )
     return {"estimates": estimates(dataset), "verdict": text + ". ".join(told) + "."}
 
 

@@ -47,7 +47,7 @@ def _one(run: Run, focal: int) -> xr.Dataset:
         each = stats.shift_aligned(losses[:, :T], T)  # (rows, T)
         aligned = each.mean(axis=1)
         low, high = stats.bootstrap_interval(
-            lambda i: each.T[i].mean(axis=1), T, generator(run.config.seed, "bootstrap")
+            lambda i: stats.resampled_means(each.T, i), T, generator(run.config.seed, "bootstrap")
         )
     return xr.Dataset(
         {

@@ -10,7 +10,17 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, labels, number, numbers, unit, with_interval
+from recovery_probe.analysis import (
+    Analysis,
+    against_zero,
+    common,
+    compared,
+    labels,
+    number,
+    numbers,
+    unit,
+    with_interval,
+)
 from recovery_probe.config import generator
 from recovery_probe.run import Run
 
@@ -20,7 +30,8 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
     online losses, which averages epochs 2 to E).
 
     Returns online (run, epoch, document); mean, low, high (run, epoch), over documents; later,
-    later_low, later_high (run), the mean over epochs 2 to E; difference, difference_low,
+    later_low, later_high (run), the mean over epochs 2 to E, or to the last that the run and its
+    controls have all finished (attribute `last_epoch`); difference, difference_low,
     difference_high (control), run minus control of that mean, paired by document. Intervals are
     95% percentile bootstraps over documents. NaN where a run has not got to.
     """
@@ -29,7 +40,9 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
     online = np.stack(
         [stats.online_loss(r.train_loss.values, r.config.steps, r.schedule.values) for r in runs]
     )
-    later = online[:, 1:].mean(axis=1) if run.config.epochs > 1 else np.full((len(runs), T), np.nan)
+    done, told = common(runs)
+    last = done // T
+    later = online[:, 1:last].mean(axis=1) if last > 1 else np.full((len(runs), T), np.nan)
     seed = run.config.seed
     by_epoch = [_mean_and_interval(values, seed) for values in online]
     over = _mean_and_interval(later, seed)
@@ -46,6 +59,8 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
             "unit": "documents",
             "units": "nats per token",
             "interval": "95% percentile bootstrap over documents",
+            "last_epoch": last,
+            **told,
         },
     )
     for i, suffix in enumerate(("", "_low", "_high")):
@@ -99,6 +114,7 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
     }
     return {
         **runs[first],
+        "last_epoch": dataset.attrs["last_epoch"],
         "controls": {name: runs[name] for name in others},
         "run_minus_control": differences,
         "verdict": _verdict(dataset),
@@ -112,20 +128,26 @@ def _verdict(dataset: xr.Dataset) -> str:
         )
 
     if np.isnan(dataset.later.values[0]):
-        return "The online loss over epochs 2 to E is not defined: the run did not get that far."
-    text = f"Over epochs 2 to E the online loss is {told(0)} nats per token."
+        return (
+            f"{compared(dataset)}The online loss over epochs 2 to E is not defined: no second "
+            "epoch was finished."
+        )
+    text = (
+        f"{compared(dataset)}Over epochs 2 to {dataset.attrs['last_epoch']} the online loss is "
+        f"{told(0)} nats per token."
+    )
     for i in range(dataset.sizes["control"]):
-        parts = [float(dataset["difference" + s].values[i]) for s in ("", "_low", "_high")]
+        value, low, high = (float(dataset["difference" + s][i]) for s in ("", "_low", "_high"))
         text += f" The control {dataset.run.values[i + 1]} has {told(i + 1)}; run minus control is "
-        text += with_interval(*parts)
-        if np.isnan(parts[1]):
-            text += "."
-        elif parts[2] < 0:
-            text += f": lower than the control, as far as {unit(dataset)} tell."
-        elif parts[1] > 0:
-            text += ": higher than the control."
-        else:
-            text += ": no difference from the control can be told."
+        text += with_interval(value, low, high) + ": "
+        text += against_zero(
+            value,
+            low,
+            high,
+            "higher than the control.",
+            f"lower than the control, as far as {unit(dataset)} tell.",
+            "no difference from the control can be told.",
+        )
     return text
 
 

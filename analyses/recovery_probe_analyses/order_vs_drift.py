@@ -10,7 +10,16 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, estimates, labels, unit, with_interval
+from recovery_probe.analysis import (
+    Analysis,
+    against_zero,
+    common,
+    compared,
+    estimates,
+    labels,
+    unit,
+    with_interval,
+)
 from recovery_probe.config import generator
 from recovery_probe.errors import Missing
 from recovery_probe.run import Run
@@ -59,7 +68,7 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
                 stats.mean_of_counted(held),
                 {"units": "nats"},
             ),
-            "left_out": ("run", np.isnan(falls).sum(axis=(1, 2))),
+            "left_out": ("run", np.isnan(falls).sum(axis=(1, 2)), {"of_seeds": "sum"}),
         },
         coords={
             "run": labels([run, *controls]),
@@ -70,6 +79,7 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
         attrs={
             "unit": "documents",
             "interval": "95% percentile bootstrap over documents, and over held-out ones",
+            **common([run, *controls])[1],
         },
     )
     for i, suffix in enumerate(("", "_low", "_high")):
@@ -157,31 +167,27 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
     for name in dataset.against.values:
         part = dataset.sel(against=name)
         value, low, high = (float(part["overall" + s]) for s in ("", "_low", "_high"))
-        if np.isnan(low):
-            said = "nothing can be said without an interval"
-        elif low > 0:
-            said = f"more than drift, as far as {unit(dataset)} tell"
-        elif high < 0:
-            said = "less than what it is held against"
-        else:
-            said = "no difference can be told"
-        told.append(
-            f"{with_interval(value, low, high)} nats further than {name} "
-            f"({float(part['size']):.1f} standard deviations): {said}"
+        deviations = float(part["size"])
+        size = (
+            "standard deviations not defined"
+            if np.isnan(deviations)
+            else f"{deviations:.1f} standard deviations"
         )
+        said = against_zero(
+            value,
+            low,
+            high,
+            f"more than drift, as far as {unit(dataset)} tell",
+            "less than what it is held against",
+            "no difference can be told",
+        )
+        told.append(f"{with_interval(value, low, high)} nats further than {name} ({size}): {said}")
     text = (
-        "In the last third of the wait for their turn the documents' losses fall "
-        + "; ".join(told)
-        + f". The unit is {dataset.attrs['unit']}."
+        f"{compared(dataset)}In the last third of the wait for their turn the documents' losses "
+        "fall " + "; ".join(told) + f". The unit is {dataset.attrs['unit']}."
     )
-    left_out = dict(zip(map(str, dataset.run.values), numbers_of(dataset), strict=True))
+    left_out = {str(name): int(dataset.left_out.sel(run=name)) for name in dataset.run.values}
     return {"estimates": estimates(dataset), "left_out": left_out, "verdict": text}
-
-
-def numbers_of(dataset: xr.Dataset) -> list[int]:
-    """Cases left out in each run, all seeds together."""
-    left = dataset.left_out
-    return [int(v) for v in (left.sum("seed") if "seed" in left.dims else left).values]
 
 
 ANALYSIS = Analysis(

@@ -10,7 +10,17 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recovery_probe import config, plots, stats
-from recovery_probe.analysis import Analysis, estimates, labels, unit, with_interval, with_p
+from recovery_probe.analysis import (
+    Analysis,
+    against_zero,
+    common,
+    compared,
+    estimates,
+    labels,
+    unit,
+    with_interval,
+    with_test,
+)
 from recovery_probe.config import generator
 from recovery_probe.errors import Missing
 from recovery_probe.run import Run, checkpoints
@@ -44,9 +54,14 @@ def compute(
             f"{run.path}: pairwise_recovery runs the model again, {run.config.documents.count} "
             f"times {run.config.steps} steps for each checkpoint: pass --from-checkpoint"
         )
-    known = [time for time in checkpoints(run.path) if time <= run.episodes_done]
+    done, told = common(runs)
+    kept = {r: {time for time in checkpoints(r.path) if time <= done} for r in runs}
+    for r in runs:
+        if not kept[r]:
+            raise Missing(f"{r.path}: no checkpoints; train again with --record checkpoints")
+    known = sorted(set.intersection(*kept.values()))
     if not known:
-        raise Missing(f"{run.path}: no checkpoints; train again with --record checkpoints")
+        raise Missing(f"{run.path}: no checkpoint that the controls have too")
     times = known[-1:] if episodes is None else list(episodes)
     for time in times:
         if time not in known:
@@ -61,6 +76,7 @@ def compute(
     dataset = xr.concat(parts, dim="run").assign_coords(run=labels(runs), episodes_done=times)
     dataset.attrs |= {
         "unit": "documents",
+        **told,
         "interval": "95% percentile bootstrap over documents; of more_than_held_out, over both",
         "p": "Mantel test, two-sided, 999 orders of the documents",
     }
@@ -206,24 +222,25 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
     last, told = dataset.isel(episodes_done=-1), []
     for r, name in enumerate(dataset.run.values):
         part = last.isel(run=r)
-        more = [float(part["more_than_held_out" + s]) for s in ("", "_low", "_high")]
-        if np.isnan(more[1]):
-            said = "nothing can be said without an interval"
-        elif more[1] > 0:
-            said = f"more than held-out ones, as far as {unit(dataset)} tell"
-        elif more[2] < 0:
-            said = f"less than held-out ones, as far as {unit(dataset)} tell"
-        else:
-            said = "no difference can be told"
+        more, low, high = (float(part["more_than_held_out" + s]) for s in ("", "_low", "_high"))
+        as_told = f"as far as {unit(dataset)} tell"
+        said = against_zero(
+            more,
+            low,
+            high,
+            f"more than held-out ones, {as_told}",
+            f"less than held-out ones, {as_told}",
+            "no difference can be told",
+        )
         near = [float(part["near_minus_far" + s]) for s in ("", "_low", "_high")]
         told.append(
             f"{name}: training on one trained document lowers the loss of another by "
-            f"{with_interval(*more)} nats more than that of a held-out one ({said}), and those of "
-            f"its neighbours by {with_interval(*near)} nats more than half a cycle off; the map is "
-            f"symmetric with correlation {float(part.symmetry):.2f} "
-            f"({with_p(float(part.symmetry_p))})"
+            f"{with_interval(more, low, high)} nats more than that of a held-out one ({said}), and "
+            f"those of its neighbours by {with_interval(*near)} nats more than half a cycle off; "
+            "the map is symmetric with correlation "
+            f"{with_test(float(part.symmetry), float(part.symmetry_p))}"
         )
-    text = f"After {int(last.episodes_done)} episodes. {'. '.join(told)}."
+    text = f"{compared(dataset)}After {int(last.episodes_done)} episodes. {'. '.join(told)}."
     return {"estimates": estimates(dataset), "verdict": text}
 
 

@@ -10,7 +10,17 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, labels, number, numbers, unit, with_interval
+from recovery_probe.analysis import (
+    Analysis,
+    against_zero,
+    common,
+    compared,
+    labels,
+    number,
+    numbers,
+    unit,
+    with_interval,
+)
 from recovery_probe.config import generator
 from recovery_probe.run import Run
 
@@ -41,12 +51,15 @@ def compute(
         values = np.reshape([p[i] for p in paired], (len(controls), scores.shape[1]))
         dataset[name] = (("control", "epoch"), values)
     dataset = dataset.assign_coords(control=dataset.run.values[1:])
+    dataset.attrs |= common(runs)[1]
     dataset.attrs["min_forgetting"] = min_forgetting
     dataset.attrs["unit"] = "documents"
     dataset.attrs["interval"] = "95% percentile bootstrap over documents, 2000 resamples"
     for name in ("score", "document_score", "difference"):
         dataset[name].attrs["units"] = "share of forgotten loss"
     dataset.reason.attrs["meaning"] = str({stats.COUNTED: "counts", **stats.REASONS})
+    for name in ("reason", "curve_reason"):
+        dataset[name].attrs["of_seeds"] = "each"
     return dataset
 
 
@@ -61,7 +74,9 @@ def _one(run: Run, min_forgetting: float) -> xr.Dataset:
         aligned = stats.shift_aligned(losses, T)
         curve, curve_reason = stats.recovery_of_curve(aligned.mean(axis=1), T, min_forgetting)
         curve_low, curve_high = stats.bootstrap_interval(
-            lambda i: stats.recovery_of_curve(aligned.T[i].mean(axis=1), T, min_forgetting)[0],
+            lambda i: stats.recovery_of_curve(
+                stats.resampled_means(aligned.T, i), T, min_forgetting
+            )[0],
             T,
             generator(run.config.seed, "bootstrap"),
         )
@@ -86,7 +101,7 @@ def _one(run: Run, min_forgetting: float) -> xr.Dataset:
 def _mean_and_interval(scores: stats.Floats, seed: int) -> tuple[stats.Floats, ...]:
     """Mean over documents of (epochs, documents) scores, leaving NaN out, with its interval."""
     low, high = stats.bootstrap_interval(
-        lambda i: stats.mean_of_counted(scores.T[i], axis=1),
+        lambda i: stats.resampled_means_of_counted(scores.T, i),
         scores.shape[1],
         generator(seed, "bootstrap"),
     )
@@ -120,7 +135,8 @@ def plot(dataset: xr.Dataset) -> Figure:
             linestyle="-" if curve else "--",
             label=f"{part.run.item()}, {'averaged curve' if curve else 'mean over documents'}",
         )
-    axes.set(xlabel="epoch", ylabel="recovery score", xticks=dataset.epoch.values, ylim=(0, None))
+    axes.set(xlabel="epoch", ylabel="recovery score", xticks=dataset.epoch.values)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if axes.get_legend_handles_labels()[0]:
         fig.legend(loc="outside upper left")
     return fig
@@ -189,10 +205,13 @@ def _excluded(reasons: xr.DataArray) -> dict[str, Any]:
 
 
 def _verdict(dataset: xr.Dataset) -> str:
-    scores = dataset.document_score.values[0]
-    reached = np.flatnonzero(np.isfinite(scores).any(axis=1))
-    if not len(reached):
+    has_score = np.isfinite(dataset.document_score.values).any(axis=2)  # (run, epoch)
+    if not has_score[0].any():
         return "No document came back after having been forgotten: there is no score."
+    # The last epoch that all have a score of: one that was interrupted is compared where it got.
+    reached = np.flatnonzero(has_score.all(axis=0))
+    if not len(reached):
+        reached = np.flatnonzero(has_score[0])
     last = int(reached[-1])
     epoch = int(dataset.epoch.values[last])
 
@@ -200,27 +219,31 @@ def _verdict(dataset: xr.Dataset) -> str:
         part = dataset.isel(run=r, epoch=last).sel(reading=reading)
         return with_interval(*(float(part[name]) for name in ("score", "score_low", "score_high")))
 
-    text = f"At epoch {epoch} the recovery score is {told(0, 'per_document')} per document"
+    text = (
+        f"{compared(dataset)}At epoch {epoch} the recovery score is {told(0, 'per_document')} per "
+        "document"
+    )
     if dataset.kind.values[0] == "cyclic":
         text += f" and {told(0, 'curve')} for the averaged curve"
     counted = dataset.reason.isel(run=0, epoch=last).values == stats.COUNTED
-    text += f" ({counted.sum()} of {counted.size} documents count)."
+    seeds = ", all seeds together" if "seed" in dataset.reason.dims else ""
+    text += f" ({counted.sum()} of {counted.size} documents count{seeds})."
     for i in range(dataset.sizes["control"]):
         names = ("difference", "difference_low", "difference_high")
         value, low, high = (float(dataset[n].values[i, last]) for n in names)
         control = dataset.run.values[i + 1]
         text += (
             f" The control {control} scores {told(i + 1, 'per_document')} per document; the run "
-            f"minus the control is {with_interval(value, low, high)}"
+            f"minus the control is {with_interval(value, low, high)}: "
         )
-        if np.isnan(low):
-            text += "."
-        elif low > 0:
-            text += f": more than the control, as far as {unit(dataset)} tell."
-        elif high < 0:
-            text += ": less than the control."
-        else:
-            text += ": no difference from the control can be told."
+        text += against_zero(
+            value,
+            low,
+            high,
+            f"more than the control, as far as {unit(dataset)} tell.",
+            "less than the control.",
+            "no difference from the control can be told.",
+        )
     return text
 
 

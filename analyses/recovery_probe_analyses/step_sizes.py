@@ -10,8 +10,17 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, estimates, labels, module_groups, with_p
+from recovery_probe.analysis import (
+    Analysis,
+    common,
+    compared,
+    estimates,
+    labels,
+    module_groups,
+    with_test,
+)
 from recovery_probe.run import Run
+from recovery_probe_analyses.activation_similarity import real
 from recovery_probe_analyses.weight_residuals import updates
 
 ACTIVATION = "activation"
@@ -23,7 +32,7 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
     moved (run, size, episode): norm of the weights' change over the episode, from sketches, by
     group of modules; and, as `activation`, norm of the change of the focal document's final
     residual stream, all positions. path (run, group, episode): exact, the sum over the episode's
-    steps of the norm of each step's update.
+    steps of the norm of each step's update; NaN unless `weight_deltas` has every step.
 
     staircase (run, size): R² of the log size with a level for each epoch minus R² with a straight
     line: above 0 when it goes down by steps rather than steadily. staircase_p: the share of all T
@@ -34,19 +43,21 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
     Raises `Missing` without `weight_deltas` of every episode, `residual_stream`, or two epochs.
     """
     runs = [run, *controls]
-    dataset = xr.concat([_one(r) for r in runs], dim="run").assign_coords(run=labels(runs))
+    done, told = common(runs)
+    dataset = xr.concat([_one(r, done) for r in runs], dim="run").assign_coords(run=labels(runs))
     dataset.attrs |= {
         "T": run.config.documents.count,
         "focal": run.config.residual_stream.focal,
         "unit": "one run",
         "p": f"all places to begin an epoch; at least {1 / run.config.documents.count:.2g}",
+        **told,
     }
     return dataset
 
 
-def _one(run: Run) -> xr.Dataset:
+def _one(run: Run, episodes: int) -> xr.Dataset:
     T, M = run.config.documents.count, run.config.steps
-    moved, epochs = updates(run)
+    moved, epochs = updates(run, episodes)
     total, focal = epochs * T, run.config.residual_stream.focal
     groups = module_groups(moved.module)
     sizes = {
@@ -55,13 +66,18 @@ def _one(run: Run) -> xr.Dataset:
     }
     final = run.recorder("residual_stream").final
     sizes[ACTIVATION] = np.concatenate(
-        [_changes(final[start : start + T + 1].values) for start in range(0, total, T)]
+        [
+            _changes(real(run, final[start : start + T + 1].values, focal))
+            for start in range(0, total, T)
+        ]
     )
     norm = run.recorder("weight_deltas").norm.load()
     norm = norm.sel(step=norm.step < total * M)
     steps = [np.sqrt((norm.values[:, which] ** 2).sum(axis=1)) for which in groups.values()]
     episode = norm.step.values // M
     path = np.stack([np.bincount(episode, weights=s, minlength=total) for s in steps])
+    if len(episode) < total * M:  # norms of several steps' updates at once
+        path[:] = np.nan
     own = np.flatnonzero(run.schedule.values[:total] == focal)
     found = [
         staircase(
@@ -85,9 +101,9 @@ def _one(run: Run) -> xr.Dataset:
 
 
 def _changes(final: stats.Floats) -> stats.Floats:
-    """Norms between neighbours of (n, position, width), NaN past the document's end left out."""
+    """Norms between neighbours of (n, position, width)."""
     change = np.diff(final.astype("float64"), axis=0).reshape(len(final) - 1, -1)
-    return np.sqrt(np.nansum(change**2, axis=1))
+    return np.linalg.norm(change, axis=1)
 
 
 def staircase(size: stats.Floats, T: int, left_out: stats.Ints, begin: int) -> tuple[float, float]:
@@ -147,15 +163,21 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
         parts = []
         for r, name in enumerate(dataset.run.values):
             part = dataset.isel(run=r).sel(size=size)
-            parts.append(
-                f"{float(part.staircase):+.2f} ({with_p(float(part.staircase_p))}) in {name}"
-            )
+            test = with_test(float(part.staircase), float(part.staircase_p), "+.2f", "no change")
+            parts.append(f"{test} in {name}")
         told.append(f"{what}: {', '.join(parts)}")
-    text = "R² of a level for each epoch minus R² of a straight line, " + "; ".join(told)
+    text = (
+        f"{compared(dataset)}R² of a level for each epoch minus R² of a straight line, "
+        + "; ".join(told)
+    )
     last = dataset.moved.isel(run=0).sel(size="total").values
     T = dataset.attrs["T"]
-    ratio = last[-T:].mean() / last[:T].mean()
-    text += f". The last epoch's updates are {ratio:.2f} times the first's."
+    start = last[:T].mean()
+    ratio = last[-T:].mean() / start if start > 0 else np.nan
+    if np.isfinite(ratio):
+        text += f". The last epoch's updates are {ratio:.2f} times the first's."
+    else:
+        text += ". The first epoch's updates have no length to hold the last one's against."
     return {
         "estimates": estimates(dataset),
         "left_out": "episodes on the focal document are left out of the activation's staircase",

@@ -6,16 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, estimates, labels, module_groups, with_p
+from recovery_probe.analysis import (
+    Analysis,
+    common,
+    compared,
+    estimates,
+    labels,
+    module_groups,
+    with_test,
+)
 from recovery_probe.config import generator
 from recovery_probe.errors import Missing
 from recovery_probe.run import Run
-from recovery_probe_analyses.weight_residuals import updates
+from recovery_probe_analyses.weight_residuals import updates, vectors
 
 
 def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) -> xr.Dataset:
@@ -41,7 +50,8 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) 
     Raises `Missing` without `weight_deltas` of every episode, or before three epochs are done.
     """
     runs = [run, *controls]
-    dataset = xr.concat([_one(r, permutations) for r in runs], dim="run")
+    done, told = common(runs)
+    dataset = xr.concat([_one(r, done, permutations) for r in runs], dim="run")
     dataset = dataset.assign_coords(run=labels(runs))
     for name in ("component", "variance_share", "loop", "loop_share", "document"):
         dataset[name].attrs["of_seeds"] = "the first"
@@ -52,24 +62,24 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) 
         "p": f"shares, order: {permutations} rotations, at least {1 / (1 + permutations):.2g}; "
         f"turns: all directions of the cycles, at least {2.0 ** (1 - cycles):.2g}; tightening: all "
         "orders of the cycles",
+        **told,
     }
     return dataset
 
 
-def _one(run: Run, permutations: int) -> xr.Dataset:
+def _one(run: Run, episodes: int, permutations: int) -> xr.Dataset:
     T = run.config.documents.count
-    moved, epochs = updates(run)
+    moved, epochs = updates(run, episodes)
     if epochs < 3:
         raise Missing(f"{run.path}: {epochs} epochs are done; this needs three")
     groups = module_groups(moved.module, blocks=True)
-    position = np.tri(len(moved) + 1, len(moved), -1)
     parts: dict[str, list[Any]] = {}
     for which in groups.values():
-        flat = moved.values[:, which].reshape(len(moved), -1)
-        gram = flat @ flat.T
-        axes, share = components(position @ gram @ position.T)
+        of_group = vectors(moved, which)
+        path = np.concatenate([np.zeros((1, of_group.shape[1])), of_group.cumsum(axis=0)])
+        axes, share = components(path)
         rng = generator(run.config.seed, "rotations")
-        numbers = coherence(gram, T, epochs, permutations, rng) | geometry(gram, T, epochs)
+        numbers = coherence(of_group, T, permutations, rng) | geometry(of_group, T)
         for name, value in {**numbers, "component": axes, "variance_share": share}.items():
             parts.setdefault(name, []).append(value)
     dims = {
@@ -92,49 +102,60 @@ def _one(run: Run, permutations: int) -> xr.Dataset:
     )
 
 
-def components(gram: stats.Floats, count: int = 3) -> tuple[stats.Floats, stats.Floats]:
-    """Coordinates (n, count) on the principal components of n points, and the share of their
-    variance (count,), from their (n, n) inner products."""
-    centred = gram - gram.mean(axis=0)
-    centred -= centred.mean(axis=1, keepdims=True)
-    values, vectors = np.linalg.eigh(centred)
-    values, vectors = values[::-1][:count].clip(0), vectors[:, ::-1][:, :count]
-    return vectors * np.sqrt(values), values / max(np.trace(centred), 1e-300)
+def components(vectors: stats.Floats, count: int = 3) -> tuple[stats.Floats, stats.Floats]:
+    """Coordinates (n, count) of n points (n, d) on their principal components, and the share of
+    their variance (count,); zeros beyond the d-th."""
+    centred = vectors - vectors.mean(axis=0)
+    d = centred.shape[1]
+    values, directions = scipy.linalg.eigh(
+        centred.T @ centred, subset_by_index=[max(0, d - count), d - 1]
+    )
+    missing = max(0, count - d)
+    values = np.pad(values[::-1].clip(0), (0, missing))
+    axes = np.pad(centred @ directions[:, ::-1], ((0, 0), (0, missing)))
+    return axes, values / max((centred**2).sum(), 1e-300)
 
 
 def coherence(
-    gram: stats.Floats, T: int, epochs: int, permutations: int, rng: np.random.Generator
+    moved: stats.Floats, T: int, permutations: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Shares and order, as `compute` describes them, with their p-values, and the loops'
-    components, from the inner products (E·T, E·T) of the episodes' updates."""
-    loop = stats.epoch_loops(T, epochs)
-    gram = loop @ gram @ loop.T
-    angle = 2 * np.pi * np.arange(epochs * T) / T
-    wave = np.exp(1j * angle) * np.sqrt(2 / (epochs * T))
-    total = np.trace(gram) or np.nan  # two documents make a line, and no loop
-    plane, share = components(gram)
+    components, from the updates (E·T, d) of all episodes.
+
+    Turning an epoch about itself moves where it meets another, and no more: what the shares need
+    of two epochs, at every turn of one against the other, is worked out once.
+    """
+    loops = stats.epoch_loops(moved, T)  # (epoch, position, d)
+    epochs = len(loops)
+    orders = np.stack([np.arange(len(moved)), *stats.rotations(T, epochs, permutations, rng)])
+    start = orders[:, ::T] % T  # (order, epoch)
+    apart = (start[:, None, :] - start[:, :, None]) % T  # (order, epoch, other)
+    waves = np.fft.fft(loops, axis=1).transpose(1, 0, 2)  # (harmonic, epoch, d)
+    power = waves.conj() @ waves.transpose(0, 2, 1)  # (harmonic, epoch, other)
+    # Inner products of two epochs' loops, summed over positions, at each turn of the second.
+    turned = np.fft.ifft(power, axis=0).real  # (turn, epoch, other)
+    e, f = np.ogrid[:epochs, :epochs]
+    cycle = turned[apart, e, f].sum(axis=(1, 2)) / epochs
+    phase = np.exp(2j * np.pi * apart / T)
+    period = 2 * (power[1] * phase).real.sum(axis=(1, 2)) / (epochs * T)
+    total = (loops**2).sum() or np.nan  # two documents make a line, and no loop
+    plane, share = components(loops.reshape(len(moved), -1))
     turn = np.arctan2(plane[:, 1], plane[:, 0])
-
-    def statistics(order: stats.Ints) -> tuple[float, float, float]:
-        turned = gram[np.ix_(order, order)]
-        period = (wave.conj() @ turned @ wave).real
-        cycle = np.einsum("epfp->", turned.reshape(epochs, T, epochs, T)) / epochs
-        ordered = abs(stats.circular_correlation(turn[order], angle))
-        return period / total, cycle / total, float(ordered)
-
-    found = np.array(statistics(np.arange(len(gram))))
-    null = [statistics(order) for order in stats.rotations(T, epochs, permutations, rng)]
+    angle = 2 * np.pi * np.arange(len(moved)) / T
+    order = np.abs(stats.circular_correlation(turn[orders], angle))
     names = ("period_share", "cycle_share", "order")
-    p = stats.permutation_p(found, np.array(null))
-    tested = dict(zip(names, found, strict=True)) | {f"{n}_p": p[i] for i, n in enumerate(names)}
-    return {**tested, "loop": plane, "loop_share": share}
+    values = np.stack([period / total, cycle / total, order], axis=1)
+    p = stats.permutation_p(values[0], values[1:])
+    found = dict(zip(names, values[0], strict=True))
+    found |= {f"{name}_p": p[i] for i, name in enumerate(names)}
+    return {**found, "loop": plane, "loop_share": share}
 
 
-def geometry(gram: stats.Floats, T: int, epochs: int) -> dict[str, Any]:
+def geometry(moved: stats.Floats, T: int) -> dict[str, Any]:
     """Turns, radius and tightening, as `compute` describes them."""
-    cycles = epochs - 1
-    residual = stats.episode_residuals(T, epochs)[0][: cycles * T]
-    plane, _ = components(residual @ gram @ residual.T, 2)
+    cycles = len(moved) // T - 1
+    residual = stats.episode_residuals(moved, T)[0][: cycles * T]
+    plane, _ = components(residual, 2)
     turn = np.arctan2(plane[:, 1], plane[:, 0])
     between = (np.diff(turn) + np.pi) % (2 * np.pi) - np.pi
     turns = between.sum() / (2 * np.pi) * T / len(between)
@@ -219,14 +240,20 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
             for k in map(str, dataset.data_vars)
             if dataset[k].dims == ("run", "group")
         }
+
+        def tested(what: str, form: str, why: str, part: dict[str, float] = part) -> str:
+            return with_test(part[what], part[f"{what}_p"], form, why)
+
+        loops = "the loops have no length: T = 2, or weights that did not move"
         told.append(
-            f"{name}: {part['cycle_share']:.0%} of the variance in epochs repeats with the cycle "
-            f"({with_p(part['cycle_share_p'])}), angle and position correlate by "
-            f"{part['order']:.2f} ({with_p(part['order_p'])}), {part['turns']:.2f} turns per epoch "
-            f"({with_p(part['turns_p'])} for one direction), the log radius changes by "
-            f"{part['tightening']:+.2f} an epoch ({with_p(part['tightening_p'])})"
+            f"{name}: {tested('cycle_share', '.0%', loops)} of the variance in epochs repeats with "
+            f"the cycle, angle and position correlate by {tested('order', '.2f', loops)}, turns "
+            f"per epoch {tested('turns', '.2f', loops)} (the p-value is of one direction), the log "
+            "radius changes an epoch by "
+            f"{tested('tightening', '+.2f', 'it takes four epochs, and weights that move')}"
         )
-    return {"estimates": estimates(dataset), "verdict": "All weights. " + ". ".join(told) + "."}
+    text = f"{compared(dataset)}All weights. {'. '.join(told)}."
+    return {"estimates": estimates(dataset), "verdict": text}
 
 
 ANALYSIS = Analysis(

@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, estimates, labels, module_groups, with_p
+from recovery_probe.analysis import (
+    Analysis,
+    common,
+    compared,
+    estimates,
+    labels,
+    module_groups,
+    with_test,
+)
 from recovery_probe.config import generator
 from recovery_probe.errors import Missing
 from recovery_probe.run import Run
@@ -29,22 +37,24 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 199) 
     Raises `Missing` without `weight_deltas` of every episode, or before two epochs are done.
     """
     runs = [run, *controls]
-    dataset = xr.concat([_one(r, permutations) for r in runs], dim="run")
+    done, told = common(runs)
+    dataset = xr.concat([_one(r, done, permutations) for r in runs], dim="run")
     dataset = dataset.assign_coords(run=labels(runs))
     dataset.attrs |= {
         "T": run.config.documents.count,
         "unit": "documents",
         "interval": "95% percentile bootstrap over positions in the cycle",
         "p": f"one-sided; {permutations} rotations within epochs",
+        **told,
     }
     return dataset
 
 
-def updates(run: Run) -> tuple[xr.DataArray, int]:
-    """(episode, module, sketch): the update of every episode of the whole epochs done, and how
-    many epochs these are. Raises `Missing` where there are fewer than two."""
+def updates(run: Run, episodes: int) -> tuple[xr.DataArray, int]:
+    """(episode, module, sketch): the update of every episode of the whole epochs among the first
+    `episodes`, and how many epochs these are. Raises `Missing` where there are fewer than two."""
     trajectory = run.weight_trajectory()
-    epochs = run.episodes_done // run.config.documents.count
+    epochs = episodes // run.config.documents.count
     total = epochs * run.config.documents.count
     if not np.array_equal(trajectory.episodes_done.values[: total + 1], np.arange(total + 1)):
         raise Missing(
@@ -53,33 +63,43 @@ def updates(run: Run) -> tuple[xr.DataArray, int]:
         )
     if epochs < 2:
         raise Missing(
-            f"{run.path}: {run.episodes_done} episodes are done; this needs two whole epochs"
+            f"{run.path}: {episodes} episodes are done, by it or a run beside it; this needs two "
+            "whole epochs"
         )
     moved = trajectory[: total + 1].diff("episodes_done").rename(episodes_done="episode")
     return moved.assign_coords(episode=np.arange(total)), epochs
 
 
-def _one(run: Run, permutations: int) -> xr.Dataset:
+def vectors(moved: xr.DataArray, which: NDArray[np.bool_]) -> stats.Floats:
+    """(E·T, at most E·T): the updates of a group of modules, up to a rotation of the sketches."""
+    return stats.compact(moved.values[:, which].reshape(len(moved), -1))
+
+
+def _one(run: Run, episodes: int, permutations: int) -> xr.Dataset:
     T = run.config.documents.count
-    moved, epochs = updates(run)
-    residual, rows = stats.episode_residuals(T, epochs)
+    moved, epochs = updates(run, episodes)
     rng = generator(run.config.seed, "rotations")
     turned = stats.rotations(T, epochs, permutations, rng)
     groups = module_groups(moved.module)
+    # The kinds side by side: all of them are the whole, and one product serves every group.
+    kinds = {name: vectors(moved, which) for name, which in groups.items() if name != "total"}
+    ends = np.cumsum([0, *(v.shape[1] for v in kinds.values())])
+    columns = {name: slice(*ends[i : i + 2]) for i, name in enumerate(kinds)}
+    columns["total"] = slice(None)
+    every = np.concatenate(list(kinds.values()), axis=1)
+    residual, rows = stats.episode_residuals(every, T)
+    null = np.empty((len(turned), len(groups)))
+    shuffled, at_random = np.empty_like(every), np.empty_like(residual)  # once: they are large
+    for i, order in enumerate(turned):
+        stats.episode_residuals(np.take(every, order, axis=0, out=shuffled), T, at_random)
+        null[i] = [stripe(at_random[:, columns[name]], T) for name in groups]
     parts = []
-    for which in groups.values():
-        flat = moved.values[:, which].reshape(len(moved), -1)
-        gram = flat @ flat.T
-        cosine = stats.cosines(residual @ gram @ residual.T)
-        null = [
-            stripe(stats.cosines(residual @ gram[np.ix_(order, order)] @ residual.T), T)
-            for order in turned
-        ]
-        found = stripe(cosine, T)
+    for name, chance in zip(groups, null.T, strict=True):
+        own = residual[:, columns[name]]
+        cosine, found = stats.cosines(own @ own.T), stripe(own, T)
         low, high = _interval(cosine, T, run.config.seed)
-        parts.append(
-            (cosine, by_lag(cosine), found, low, high, stats.permutation_p(found, np.array(null)))
-        )
+        p = stats.permutation_p(found, chance)
+        parts.append((cosine.astype("float32"), by_lag(cosine), found, low, high, p))
     stacked = [np.stack(p) for p in zip(*parts, strict=True)]
     one = ("group",)
     return xr.Dataset(
@@ -105,25 +125,37 @@ def by_lag(cosine: stats.Floats) -> stats.Floats:
     return np.array([np.diagonal(cosine, lag).mean() for lag in range(len(cosine))])
 
 
-def _pairs(n: int, T: int) -> tuple[stats.Ints, stats.Ints, NDArray[np.bool_]]:
-    """Pairs i < j more than half a cycle apart, and whether they are whole cycles apart."""
-    i, j = np.triu_indices(n, T // 2 + 1)
-    return i, j, (j - i) % T == 0
-
-
-def stripe(cosine: stats.Floats, T: int) -> float:
-    """How much brighter an (n, n) map is at whole cycles than at other lags beyond T/2."""
-    i, j, whole = _pairs(len(cosine), T)
-    return float(cosine[i, j][whole].mean() - cosine[i, j][~whole].mean())
+def stripe(residual: stats.Floats, T: int) -> float:
+    """How much more alike residuals (n, d) are, by mean cosine, at whole cycles than at other lags
+    beyond T/2; NaN when one has no length. Sums over pairs come from sums of vectors, T at a time:
+    the map of all pairs is not laid out."""
+    n, half = len(residual), T // 2
+    by_place, near = np.zeros((T, residual.shape[1])), 0.0
+    before = np.empty((0, residual.shape[1]))
+    for start in range(0, n, T):
+        block = residual[start : start + T]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            block = block / np.linalg.norm(block, axis=1, keepdims=True)
+        by_place[: len(block)] += block
+        lags = np.arange(len(block)) - np.arange(-len(before), len(block))[:, None]
+        counted = (lags > 0) & (lags <= half)
+        near += ((np.concatenate([before, block]) @ block.T) * counted).sum()
+        before = block
+    # Over the pairs within sets of vectors, from the sum of each set.
+    whole, every = (float(((sums**2).sum() - n) / 2) for sums in (by_place, by_place.sum(axis=0)))
+    count = n - np.arange(n)  # pairs at each lag
+    wholes = count[T::T].sum()
+    others = count[half + 1 :].sum() - wholes
+    return whole / wholes - (every - near - whole) / others if others else np.nan
 
 
 def _interval(cosine: stats.Floats, T: int, seed: int) -> tuple[stats.Floats, stats.Floats]:
-    """Over positions in the cycle, of the first of each pair."""
-    i, j, whole = _pairs(len(cosine), T)
+    """Of the stripe of an (n, n) map, over positions in the cycle, of the first of each pair."""
     sums, counts = np.zeros((2, T)), np.zeros((2, T))
-    for k, kind in enumerate((whole, ~whole)):
-        np.add.at(sums[k], i[kind] % T, cosine[i, j][kind])
-        np.add.at(counts[k], i[kind] % T, 1)
+    for i, row in enumerate(cosine):
+        whole, beyond = row[i + T :: T], row[i + T // 2 + 1 :]
+        sums[:, i % T] += whole.sum(), beyond.sum() - whole.sum()
+        counts[:, i % T] += len(whole), len(beyond) - len(whole)
 
     def statistic(drawn: stats.Ints) -> stats.Floats:
         total = sums[:, drawn].sum(axis=-1) / np.maximum(counts[:, drawn].sum(axis=-1), 1)
@@ -168,12 +200,18 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
     told = []
     for r, name in enumerate(dataset.run.values):
         part = dataset.isel(run=r).sel(group="total")
-        told.append(f"{float(part.stripe):.2f} ({with_p(float(part.stripe_p))}) in {name}")
-    low = float(dataset.stripe_p.isel(run=0).sel(group="total")) < 0.05
+        why = "some weights did not move, or T = 2"
+        told.append(f"{with_test(float(part.stripe), float(part.stripe_p), '.2f', why)} in {name}")
+    p = float(dataset.stripe_p.isel(run=0).sel(group="total"))
+    if np.isnan(p):
+        said = "nothing can be said"
+    else:
+        said = (
+            "a cycle that chance does not give" if p < 0.05 else "no cycle can be told from chance"
+        )
     text = (
-        f"Residuals of the whole weights one cycle apart are more alike than others by "
-        f"{', '.join(told)}: "
-        + ("a cycle that chance does not give." if low else "no cycle can be told from chance.")
+        f"{compared(dataset)}Residuals of the whole weights one cycle apart are more alike than "
+        f"others by {', '.join(told)}: {said}."
     )
     return {"estimates": estimates(dataset), "verdict": text}
 
