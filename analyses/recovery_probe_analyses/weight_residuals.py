@@ -140,7 +140,7 @@ def stripe(residual: stats.Floats, T: int) -> float:
         lags = np.arange(len(block)) - np.arange(-len(before), len(block))[:, None]
         counted = (lags > 0) & (lags <= half)
         near += ((np.concatenate([before, block]) @ block.T) * counted).sum()
-        before = block
+        before = block[-half:]
     # Over the pairs within sets of vectors, from the sum of each set.
     whole, every = (float(((sums**2).sum() - n) / 2) for sums in (by_place, by_place.sum(axis=0)))
     count = n - np.arange(n)  # pairs at each lag
