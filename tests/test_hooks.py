@@ -266,3 +266,16 @@ def test_conformance_sees_rows_of_another_time() -> None:
 
     with pytest.raises(AssertionError, match=r"a: .*another time"):
         check_recorder(Lags)
+
+
+def test_nothing_at_a_point_is_nan_and_not_an_old_value(tmp_path: Path) -> None:
+    def sometimes(tensor: torch.Tensor, *, hook: Any, step: int) -> float | None:
+        return None if step % 2 and hook.name.startswith("blocks.0") else float(step)
+
+    hooks = [("blocks.*.hook_out", sometimes)]
+    value = rp.fit(tiny(epochs=1), tmp_path / "run", hooks=hooks).recorder("sometimes").value
+    points = value.hook_point.values.astype(str)
+    first, second = (value[:, points == f"blocks.{i}.hook_out"] for i in (0, 1))
+    steps = np.arange(15.0)
+    assert second.values[:, 0].tolist() == steps.tolist()
+    np.testing.assert_array_equal(first.values[:, 0], np.where(steps % 2, np.nan, steps))
