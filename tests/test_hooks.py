@@ -274,7 +274,7 @@ def test_nothing_at_a_point_is_nan_and_not_an_old_value(tmp_path: Path) -> None:
 
     hooks = [("blocks.*.hook_out", sometimes)]
     value = rp.fit(tiny(epochs=1), tmp_path / "run", hooks=hooks).recorder("sometimes").value
-    points = value.hook_point.values.astype(str)
+    points = value.hook_point.values.astype(object)
     first, second = (value[:, points == f"blocks.{i}.hook_out"] for i in (0, 1))
     steps = np.arange(15.0)
     assert second.values[:, 0].tolist() == steps.tolist()
