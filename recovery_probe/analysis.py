@@ -14,6 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from recovery_probe import config, stats
+from recovery_probe.config import EXECUTION
 from recovery_probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from recovery_probe.run import Run
 
-# Settings that say how a run was carried out and not what it is.
-EXECUTION = ("device", "eval_batch", "threads")
 # Settings in which a run and its control may differ.
 FREE = ("schedule.kind", "schedule.keep_first", "control", *EXECUTION)
 # What makes a number of a dataset an estimate: companions with these suffixes.

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from recovery_probe.config import nearest
 from recovery_probe.errors import HookError, InputError, Missing
 from recovery_probe.run import Run
 from recovery_probe.store import write_zarr
+
+LONG = 10  # seconds of an analysis, after which a plain line says that it is done
 
 # These come first, in the summary and in the report; the others by name.
 FIRST = ("recovery", "order_vs_drift", "loss_curves", "online_loss")
@@ -89,11 +92,15 @@ def analyze(
     bar = tqdm(chosen, unit="analysis", leave=False, disable=None)
     for analysis in bar:
         bar.set_description(f"analysing: {analysis.name}")
+        started = time.monotonic()
         not_done.pop(analysis.name, None)
         with _failures(analysis.name, not_done, bool(analyses)):
             datasets[analysis] = across(
                 [analysis.compute(r, controls=own, **given[analysis.name]) for r, own in groups]
             )
+        seconds = time.monotonic() - started
+        if seconds > LONG and not sys.stderr.isatty():
+            print(f"analysed {analysis.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
     for analysis, dataset in tqdm(datasets.items(), "drawing", leave=False, disable=None):
         dataset.attrs |= {
             "runs": [str(r.path) for r in runs],

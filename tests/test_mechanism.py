@@ -466,9 +466,8 @@ def test_activations_that_overflow_float16_are_refused(dense: rp.Run, tmp_path: 
 
 def test_short_documents_are_compared_up_to_their_end(tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
-    texts.write_text(
-        "\n".join(" ".join(str(7 ** (9 * i + j)) for j in range(1, 3 + i)) for i in range(7))
-    )
+    words = [[str(10007 * (40 * i + j)) for j in range(3 + i // 2)] for i in range(7)]
+    texts.write_text("\n".join(map(" ".join, words)))
     settings = tiny(documents={"source": str(texts), "min_tokens": 2, "tokens": 60})
     run = rp.fit(settings, tmp_path / "run")
     focal = run.config.residual_stream.focal

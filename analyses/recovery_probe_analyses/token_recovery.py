@@ -12,7 +12,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, estimates, labels, number, with_interval
+from recovery_probe.analysis import (
+    Analysis,
+    common,
+    compared,
+    estimates,
+    labels,
+    number,
+    with_interval,
+)
 from recovery_probe.config import generator
 from recovery_probe.errors import InputError, Missing
 from recovery_probe.run import Run
@@ -50,7 +58,7 @@ def compute(run: Run, *, controls: Sequence[Run] = (), words: int = 30) -> xr.Da
     if words < 1:
         raise InputError(f"words = {words}: at least 1")
     runs = [run, *controls]
-    done = min(r.episodes_done for r in runs)
+    done, told = common(runs)
     waits = [_waits(r, done) for r in runs]
     if not np.isfinite(waits[0][0]).any():
         raise Missing(
@@ -71,10 +79,8 @@ def compute(run: Run, *, controls: Sequence[Run] = (), words: int = 30) -> xr.Da
     for name in map(str, dataset.data_vars):
         if name.startswith("word"):
             dataset[name].attrs["of_seeds"] = "the first"
-    dataset.attrs = {"unit": "documents", "interval": "95% percentile bootstrap over documents"}
-    if any(r.episodes_done > done for r in runs):
-        told = f"The runs are compared as far as all have got: {done} episodes."
-        dataset.attrs["compared"] = told
+    interval = "95% percentile bootstrap over documents"
+    dataset.attrs = {"unit": "documents", "interval": interval} | told
     return dataset
 
 
@@ -264,8 +270,9 @@ def summary(dataset: xr.Dataset) -> dict[str, Any]:
             if part.word_count[i]
         ]
     first = ", ".join(f"{w['word']} (×{w['count']})" for w in lists["regained"][:5])
-    before = f"{dataset.attrs['compared']} " if "compared" in dataset.attrs else ""
-    text = before + "; ".join(told) + f". {dataset.run.values[0]} regains most at {first}."
+    text = (
+        compared(dataset) + "; ".join(told) + f". {dataset.run.values[0]} regains most at {first}."
+    )
     return {"estimates": estimates(dataset), "words": lists, "verdict": text}
 
 
