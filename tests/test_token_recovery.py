@@ -133,7 +133,7 @@ def test_a_control_that_stopped_early(
     expected = np.mean([2 / 23] * 4 + [2 / 19]) * 2
     np.testing.assert_allclose(numbers.total_forgotten[0], expected, atol=1e-3)
     assert token_recovery.summary(numbers)["verdict"].startswith(
-        "The runs are compared as far as all have got: 10 episodes."
+        f"The runs are compared as far as {pair.controls[0].path} has got: 10 episodes."
     )
 
 
