@@ -15,21 +15,25 @@ if TYPE_CHECKING:
     from recovery_probe.analysis import Analysis, across
     from recovery_probe.config import Settings, preset
     from recovery_probe.errors import Damaged, Diverged, HookError, InputError, Interrupted, Missing
-    from recovery_probe.recorders import Array, Layout, Recorder
+    from recovery_probe.recorders import EPISODE, STEP, Array, Hook, Layout, Points, Recorder
     from recovery_probe.run import Run, open_run
     from recovery_probe.testing import check_recorder
     from recovery_probe.train import fit
 
 _HOME = {
+    "EPISODE": "recorders",
+    "STEP": "recorders",
     "Analysis": "analysis",
     "Array": "recorders",
     "Damaged": "errors",
     "Diverged": "errors",
+    "Hook": "recorders",
     "HookError": "errors",
     "InputError": "errors",
     "Interrupted": "errors",
     "Layout": "recorders",
     "Missing": "errors",
+    "Points": "recorders",
     "Recorder": "recorders",
     "Run": "run",
     "Settings": "config",
@@ -41,15 +45,19 @@ _HOME = {
 }
 
 __all__ = [
+    "EPISODE",
+    "STEP",
     "Analysis",
     "Array",
     "Damaged",
     "Diverged",
+    "Hook",
     "HookError",
     "InputError",
     "Interrupted",
     "Layout",
     "Missing",
+    "Points",
     "Recorder",
     "Run",
     "Settings",

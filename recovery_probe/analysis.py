@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recovery_probe import config, stats
 from recovery_probe.config import EXECUTION
-from recovery_probe.errors import InputError
+from recovery_probe.errors import InputError, Missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,12 +78,24 @@ def check_controls(run: Run, controls: Sequence[Run]) -> None:
 
 
 def _differing(run: Run, other: Run, free: Sequence[str]) -> dict[str, Any]:
-    """Setting -> its two values, wherever two runs differ in what decides their training."""
+    """Setting -> its two values, wherever two runs differ in what decides their training; `hooks`
+    that edit too, which stand in no settings."""
+    edits = run.edits, other.edits
     return {
         name: pair
         for name, pair in config.differences(run.config, other.config).items()
         if name.partition(".")[0] not in config.WATCHING and name not in free
-    }
+    } | ({"hooks": edits} if edits[0] != edits[1] else {})
+
+
+def check_unedited(run: Run) -> None:
+    """Raise `Missing` for a run that hooks edited: run again from a checkpoint, without them, its
+    network is another one."""
+    if run.edits:
+        raise Missing(
+            f"{run.path}: was trained with {', '.join(run.edits)}: without these edits its model, "
+            "run again, is another network"
+        )
 
 
 def seeds_and_controls(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:

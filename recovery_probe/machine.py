@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
+
+LOOK, BUSY = 0.2, 40  # seconds, and percent of all processors
 
 
 @contextmanager
@@ -34,11 +36,9 @@ def threads(wanted: int) -> Iterator[None]:
     before = torch.get_num_threads()
     if wanted:
         torch.set_num_threads(wanted)
-    cores = os.cpu_count() or 1
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if busy > 0.75 * cores and torch.get_num_threads() > 1:
+    if torch.get_num_threads() > 1 and (busy := psutil.cpu_percent(LOOK)) > BUSY:
         print(
-            f"note: the machine is busy (load {busy:.1f} on {cores} cores) and this run takes "
+            f"note: others keep this machine's processors {busy:.0f}% busy, and this run takes "
             f"{torch.get_num_threads()} threads: they slow one another; give each run --threads 1",
             file=sys.stderr,
         )
@@ -56,7 +56,6 @@ def size_of(size: float) -> str:
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Deterministic kernels, and a global generator (dropout draws from it) that is put back."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     gpus = [device.index or 0] if device.type == "cuda" else []

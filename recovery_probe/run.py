@@ -123,6 +123,11 @@ class Run:
         """Who writes it, or wrote it."""
         return "process {} on {}".format(*(self.provenance.get(n, "?") for n in ("pid", "host")))
 
+    @property
+    def edits(self) -> list[str]:
+        """The hooks that changed training, as `name@pattern (may edit)`."""
+        return [h for h in self.provenance.get("hooks", []) if h.endswith("(may edit)")]
+
     @functools.cached_property
     def recorders(self) -> list[str]:
         """The recorders that wrote arrays; each is an attribute too, such as `run.gradients`."""

@@ -87,7 +87,8 @@ def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
     where["trust_remote_code"] = False
     hint = "" if path.exists() else "; is the name right, and is there a network?"
     try:
-        with quiet_hub(), refused(f"model.source = {wanted.source!r} cannot be loaded{hint}"):
+        cannot = refused(f"model.source = {wanted.source!r} cannot be loaded{hint}")
+        with quiet_hub(), without_bars(), cannot:
             config = AutoConfig.from_pretrained(**where)
             _set_dropout(config, wanted)
             tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -231,3 +232,17 @@ def train_tokenizer(vocabulary: int) -> Any:
     bpe.train_from_iterator((d.text for d in documents.python_topics()), trainer)
     end = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **end)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without transformers' bars, which a notebook keeps for ever."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

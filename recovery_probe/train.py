@@ -143,6 +143,9 @@ def _fit_one(
 ) -> None:
     model = models.load(settings)
     docs = documents.load(settings, model.tokenize)
+    if copies := docs.left_out["duplicates"] + docs.left_out["near_duplicates"]:
+        what = "copies" if copies > 1 else "copy"
+        print(f"documents: {copies} {what} or near {what} of others left out", file=sys.stderr)
     schedule = document_of_episode(settings)
     tokens, targets = batch(docs, model.device)
     sketches = ModuleSketches(model.parameters, settings.sketch)

@@ -160,13 +160,15 @@ def test_the_readmes_command_end_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path / "out")) == ["cyclic", "shuffled"]
     assert done.stdout.splitlines()[-1] == "report: out/cyclic/report.html"
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("record ")]
+    announced = ("record ", "documents: ")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(announced)]
     assert len(lines) == 6, "a plain line an epoch, and what will be recorded, and no more"
     for kind in ("cyclic", "shuffled"):
         folder = tmp_path / "out" / kind / "analyses"
         kinds = ("zarr", "png", "svg", "pdf")
         names = set(plugins.installed("analyses")) - {"toy_model", "pairwise_recovery"}
         expected = {f"{n}.{e}" for n in names for e in kinds} | {"summary.json"}
+        expected |= {f"picture.{e}" for e in kinds[1:]}
         assert set(os.listdir(folder)) == expected
         assert (tmp_path / "out" / kind / "report.html").exists()
     summary = json.loads((tmp_path / "out/cyclic/analyses/summary.json").read_text())

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from conftest import tiny
+from conftest import cut, tiny
 
 import recovery_probe as rp
 from recovery_probe import config
@@ -256,7 +257,7 @@ def test_threads_are_a_setting_and_given_back(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        monkeypatch.setattr(os, "getloadavg", lambda: (50.0, 50.0, 50.0))
+        monkeypatch.setattr(psutil, "cpu_percent", lambda seconds: 90.0)
         one = rp.fit(tiny(epochs=1, threads=1), tmp_path / "one")
         assert "busy" not in capsys.readouterr().err
         assert torch.get_num_threads() == 2
@@ -283,3 +284,54 @@ def test_errors_are_one_line_in_any_language(language: str, tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
     expected = b"error: --epochs: invalid literal for int() with base 10: 'six'\n"
     assert (done.returncode, done.stderr) == (2, expected)
+
+
+def half(tensor: torch.Tensor, *, hook: object) -> torch.Tensor:
+    return tensor * 0.5
+
+
+def test_an_edited_run_is_told_from_one_that_is_not(tmp_path: Path) -> None:
+    """It is no control of one, and its model is not run again without the edit."""
+    from recovery_probe_analyses import gradient_similarity, pairwise_recovery
+
+    from recovery_probe.analyze import analyze
+
+    recorders = ["checkpoints"]
+    edited = rp.fit(
+        tiny(recorders=recorders),
+        tmp_path / "edited",
+        hooks=[("blocks.0.hook_mlp_out", half)],
+        hook_may_edit=True,
+    )
+    schedule = {"kind": "shuffled"}
+    plain = rp.fit(tiny(recorders=recorders, schedule=schedule), tmp_path / "plain")
+    assert edited.edits == ["half@blocks.0.hook_mlp_out in both (may edit)"]
+    with pytest.raises(rp.InputError, match=r"differ in hooks \(\['half@"):
+        analyze(edited, [plain])
+    for analysis in (gradient_similarity, pairwise_recovery):
+        with pytest.raises(rp.Missing, match="is another network"):
+            analysis.compute(edited, from_checkpoint=True)
+
+
+def test_copies_that_were_left_out_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [str(7 ** (60 + i)) for i in range(9)]
+    (tmp_path / "texts.txt").write_text("\n".join([*texts, texts[0], texts[3]]))
+    settings = tiny(epochs=1, documents={"source": str(tmp_path / "texts.txt"), "count": 7})
+    run = rp.fit(settings, tmp_path / "run")
+    assert "documents: 2 copies or near copies of others left out" in capsys.readouterr().err
+    assert run.provenance["documents_left_out"]["duplicates"] == 2
+
+
+def test_updates_of_a_stretch_that_was_cut_off_do_not_count(tmp_path: Path) -> None:
+    """Killed in mid-epoch, a row that is to cover the epoch is no row yet."""
+    run = rp.fit(tiny(weight_deltas={"every": "epoch"}), tmp_path / "run")
+    whole = run.weight_trajectory()
+    assert whole.episodes_done.values.tolist() == [0, 5, 10, 15]
+    for done, counted in ((14, 2), (10, 2), (9, 1), (4, 0)):
+        stopped = cut(run, tmp_path / f"cut-{done}", done)
+        assert stopped.weight_deltas.sizes["step"] == counted
+        found = stopped.weight_trajectory()
+        assert found.episodes_done.values.tolist() == [0, 5, 10][: counted + 1]
+        np.testing.assert_array_equal(found, whole[: counted + 1])

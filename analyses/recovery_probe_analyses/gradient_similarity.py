@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from recovery_probe import plots, stats
 from recovery_probe.analysis import (
     Analysis,
+    check_unedited,
     common,
     compared,
     estimates,
@@ -122,6 +123,7 @@ def _source(run: Run, from_checkpoint: bool) -> tuple[list[int], Callable[[int],
             f"{run.path}: recorder document_gradients was off: train again with --record "
             "document_gradients, or pass --from-checkpoint"
         )
+    check_unedited(run)
     known = [time for time in checkpoints(run.path) if time <= run.episodes_done]
     if not known:
         raise Missing(f"{run.path}: no checkpoints; train again with --record checkpoints")

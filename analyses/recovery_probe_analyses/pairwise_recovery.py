@@ -13,6 +13,7 @@ from recovery_probe import config, plots, stats
 from recovery_probe.analysis import (
     Analysis,
     against_zero,
+    check_unedited,
     common,
     compared,
     estimates,
@@ -57,6 +58,7 @@ def compute(
     done, told = common(runs)
     kept = {r: {time for time in checkpoints(r.path) if time <= done} for r in runs}
     for r in runs:
+        check_unedited(r)
         if not kept[r]:
             raise Missing(f"{r.path}: no checkpoints; train again with --record checkpoints")
     known = sorted(set.intersection(*kept.values()))
