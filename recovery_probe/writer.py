@@ -8,6 +8,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ def check_vacant(path: Path, overwrite: bool) -> None:
                 f"{path}: holds a run already: choose another --out, or add --overwrite "
                 "(overwrite=True), which deletes all that is in it"
             )
+        if (path / "lock").exists():  # somebody writes there, or was killed
+            store.lock(path, _holder(path)).release()
         return
     if path.exists() or path.is_symlink():
         if not path.is_dir():
@@ -124,7 +127,10 @@ class Writer:
         """
         check_vacant(self.path, overwrite)
         if is_run(self.path):
-            with store.lock(self.path, Run(self.path).holder):
+            holder = _holder(self.path)
+            if (self.path / "lock").exists():
+                print(f"note: {self.path} was left by {holder}, which is gone", file=sys.stderr)
+            with store.lock(self.path, holder):
                 shutil.rmtree(self.path)
         try:
             os.rename(self.aside, self.path)
@@ -204,6 +210,14 @@ class Writer:
             array: Any = self.group[name]
             self._opened[name] = array.with_config(store.KEEP_EMPTY)
         return self._opened[name]
+
+
+def _holder(path: Path) -> str:
+    """Who writes a run directory, or wrote it, as far as its provenance can be read."""
+    try:
+        return Run(path).holder
+    except InputError:
+        return "another process"
 
 
 def _lay_out(

@@ -75,7 +75,9 @@ def test_one_trainer_in_a_directory(tmp_path: Path) -> None:
     run.check()
 
 
-def test_a_killed_run_is_called_so_and_can_be_replaced(tmp_path: Path) -> None:
+def test_a_killed_run_is_called_so_and_can_be_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     process = start(out)
     wait_for(out, 1)
@@ -83,6 +85,7 @@ def test_a_killed_run_is_called_so_and_can_be_replaced(tmp_path: Path) -> None:
     process.communicate()
     assert rp.open_run(out).status == "killed"
     rp.fit(tiny(epochs=1), out, overwrite=True)
+    assert f"was left by process {process.pid} on " in capsys.readouterr().err
     assert rp.open_run(out).status == "complete"
 
 

@@ -157,6 +157,12 @@ def test_a_damaged_run_is_called_so_by_name(
         rp.open_run(path).check()
 
 
+def test_a_damaged_run_can_be_replaced(pair: rp.Run, tmp_path: Path) -> None:
+    path = copied(pair, tmp_path)
+    DAMAGE["provenance cut off"](path)
+    assert rp.fit(tiny(epochs=1), path, overwrite=True).status == "complete"
+
+
 def test_an_undamaged_run_is_not(pair: rp.Run, tmp_path: Path) -> None:
     pair.check()
     cut(pair, tmp_path / "cut", 6).check()
