@@ -184,11 +184,11 @@ def fisher(p: Floats) -> Floats:
     return scipy.stats.combine_pvalues(p, method="fisher", axis=0).pvalue
 
 
-def permutation_p(observed: Floats | float, null: Floats) -> Floats:
+def permutation_p(observed: Floats | float, null: Floats, slack: float = 1e-9) -> Floats:
     """Share of (permutations, …) null values at least as large as the observed (…) ones, which
     count as one of them (Phipson and Smyth 2010); NaN where the observed value is."""
-    slack = 1e-9 * np.abs(observed)  # a permutation that changes nothing ties, rounded or not
-    as_large = (null >= observed - slack).sum(axis=0)
+    # A permutation that changes nothing ties, rounded or not.
+    as_large = (null >= observed - slack * np.abs(observed)).sum(axis=0)
     p = (1 + as_large) / (1 + len(null))
     return np.where(np.isfinite(observed), p, np.nan)
 
@@ -230,9 +230,9 @@ def episode_residuals(
     # Of the T updates from a window's start on: in w(t) when before t, less the share of the
     # window that comes after.
     after = (documents - place - (1 if documents % 2 else 0.5)) / documents
-    band = np.zeros((documents, 2 * documents))  # of T rows at a time
+    band = np.zeros((documents, 2 * documents), moved.dtype)  # of T rows at a time
     band[place[:, None], place[:, None] + place] = (place < half) - after
-    found = np.empty((len(rows), moved.shape[1])) if out is None else out
+    found = np.empty((len(rows), moved.shape[1]), moved.dtype) if out is None else out
     for start in range(0, len(rows), documents):
         these, window = found[start : start + documents], moved[start : start + 2 * documents]
         np.matmul(band[: len(these), : len(window)], window, out=these)
@@ -309,6 +309,12 @@ def mantel(
     counted &= counted.T  # so that an order moves whole pairs
     orders = [np.arange(n), *(rng.permutation(n) for _ in range(permutations))]
     r = np.full(len(orders), np.nan)
+    if counted.sum() == n * (n - 1):  # every order has the same pairs: one mean, one scale
+        off = ~np.eye(n, dtype=bool)
+        x, y = (np.where(off, m - m[off].mean(), 0.0) for m in (a, b))
+        if (scale := np.sqrt((x**2).sum() * (y**2).sum())) > 0:
+            r = np.array([(x[order][:, order] * y).sum() for order in orders]) / scale
+        return float(r[0]), float(permutation_p(abs(r[0]), np.abs(r[1:])))
     for k, order in enumerate(orders):  # one at a time: a map of many documents is large
         both = counted & counted[np.ix_(order, order)]
         x, y = a[np.ix_(order, order)][both], b[both]
