@@ -420,8 +420,12 @@ def test_an_edit_is_refused_unless_allowed(tmp_path: Path) -> None:
     hooks = [("blocks.0.hook_resid_post", edit)]
     with pytest.raises(rp.HookError, match=r"edit .*blocks.0.hook_resid_post.*--hook-may-edit"):
         rp.fit(tiny(epochs=1), tmp_path / "no", hooks=hooks)
-    edited = rp.fit(tiny(epochs=1), tmp_path / "yes", hooks=hooks, hook_may_edit=True)
-    plain = rp.fit(tiny(epochs=1), tmp_path / "plain")
+    with pytest.raises(rp.InputError, match=r"hook edit may edit.*--no-record document_gradients"):
+        rp.fit(tiny(epochs=1), tmp_path / "no", hooks=hooks, hook_may_edit=True)
+    assert not (tmp_path / "no").exists()
+    settings = tiny(epochs=1, recorders=[r for r in DEFAULT if r != "document_gradients"])
+    edited = rp.fit(settings, tmp_path / "yes", hooks=hooks, hook_may_edit=True)
+    plain = rp.fit(settings, tmp_path / "plain")
     assert not np.allclose(edited.train_loss, plain.train_loss)
     assert not np.allclose(edited.losses[0], plain.losses[0])
     assert float(edited.losses[0, 0]) == pytest.approx(float(edited.train_loss[0]), abs=1e-5)
