@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe import models, plugins
+from recovery_probe.cli import main
 from recovery_probe.recorders import (
     EPISODE,
     STEP,
@@ -387,7 +388,6 @@ def test_a_hook_function_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_hook_file_on_the_command_line(tmp_path: Path) -> None:
-    from recovery_probe.cli import main
 
     file = tmp_path / "mine.py"
     file.write_text(
@@ -430,6 +430,23 @@ def test_an_edit_is_refused_unless_allowed(tmp_path: Path) -> None:
     assert not np.allclose(edited.losses[0], plain.losses[0])
     assert float(edited.losses[0, 0]) == pytest.approx(float(edited.train_loss[0]), abs=1e-5)
     assert "edit@blocks.0.hook_resid_post in both (may edit)" in repr(edited)
+
+
+@pytest.mark.parametrize("architecture", ["openai-gpt", "deepseek_v4"])
+def test_a_recorder_that_cannot_watch_a_network_says_so(
+    architecture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train", "quickstart", "--model.init", "library", "--model.architecture", architecture]
+    argv += "--model.width 32 --model.depth 2 --model.heads 2 --model.vocabulary 300".split()
+    argv += "--model.dropout 0 --documents.count 3 --documents.held_out 1".split()
+    argv += "--documents.tokens 24 --documents.min_tokens 24".split()
+    with pytest.raises(SystemExit) as stopped:
+        main([*argv, "--no-record", "document_gradients", "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: recorder residual_stream cannot watch this model: hook point")
+    assert said.endswith("never fires; leave it out: --no-record residual_stream")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failing_hook_is_named_and_the_record_kept(tmp_path: Path) -> None:
