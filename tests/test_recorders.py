@@ -388,7 +388,6 @@ def test_a_hook_function_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_hook_file_on_the_command_line(tmp_path: Path) -> None:
-
     file = tmp_path / "mine.py"
     file.write_text(
         "from recovery_probe.recorders import Recorder, Layout, Array\n"
@@ -436,12 +435,14 @@ def test_an_edit_is_refused_unless_allowed(tmp_path: Path) -> None:
 def test_a_recorder_that_cannot_watch_a_network_says_so(
     architecture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["train", "quickstart", "--model.init", "library", "--model.architecture", architecture]
-    argv += "--model.width 32 --model.depth 2 --model.heads 2 --model.vocabulary 300".split()
-    argv += "--model.dropout 0 --documents.count 3 --documents.held_out 1".split()
-    argv += "--documents.tokens 24 --documents.min_tokens 24".split()
+    options = {"init": "library", "architecture": architecture, "dropout": 0}
+    options |= {"width": 32, "depth": 2, "heads": 2, "vocabulary": 300}
+    argv = ["--no-record", "document_gradients", "--out", str(tmp_path / "run")]
+    argv += [f"--model.{name}={value}" for name, value in options.items()]
+    sizes = {"count": 3, "held_out": 1, "tokens": 24, "min_tokens": 24}
+    argv += [f"--documents.{name}={value}" for name, value in sizes.items()]
     with pytest.raises(SystemExit) as stopped:
-        main([*argv, "--no-record", "document_gradients", "--out", str(tmp_path / "run")])
+        main(["train", "quickstart", *argv])
     assert stopped.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: recorder residual_stream cannot watch this model: hook point")
