@@ -63,7 +63,8 @@ class DocumentGradients(Recorder):
                 "bias",
             }:
                 raise InputError(
-                    f"document_gradients does not know how {module} makes its gradient"
+                    f"document_gradients does not know how {module} makes its gradient; leave it "
+                    "out: --no-record document_gradients"
                 )
         own = run.model.parameters
         self.tied = "embed.weight" in own and "unembed.weight" not in own
