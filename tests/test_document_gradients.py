@@ -3,6 +3,7 @@ each document, by autograd alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ def loaded(architecture: str, folder: Path, **changes: Any) -> RunInfo:
     train_tokenizer(512).save_pretrained(folder)
     settings = tiny(
         model={"source": str(folder), "dtype": changes.pop("dtype", "float64")},
-        documents={"tokens": 150, "min_tokens": 2, "count": 4, "held_out": 2},
-        **changes,
+        **{"documents": {"tokens": 150, "min_tokens": 2, "count": 4, "held_out": 2}, **changes},
     )
     run = info(settings, folder)
     assert (run.tokens == 300).any()
@@ -107,21 +107,32 @@ def test_they_are_autograds(
     assert error(few, by_autograd(run)[:, :2, :2]) < BOUND
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", "gemma"])
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
 def test_bfloat16_and_its_check(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Against float64 with the same weights: the squared norm of a LayerNorm's gradient, as a CPU
+    sums it up in bfloat16, is 20% off."""
     run = loaded(architecture, tmp_path / "model", dtype="bfloat16")
+    run.model.save(tmp_path / "rounded")
+    exact = replace(run.settings.model, source=str(tmp_path / "rounded"), dtype="float64")
+    reference = info(replace(run.settings, model=exact), tmp_path)
     recorder = DocumentGradients()
     recorder.start(run)
-    # Autograd rounds each document's gradient to 8 bits, and adds those of norms up in as many.
-    found, expected = recorder.products().numpy(), by_autograd(run)
-    linear = [i for i, m in enumerate(run.sketches.modules) if "ln" not in m]
-    assert error(found[linear], expected[linear]) < 3e-2
+    assert error(recorder.products().numpy(), by_autograd(reference)) < 2e-2
     right = DocumentGradients._normalized
-    monkeypatch.setattr(DocumentGradients, "_normalized", lambda *args: 1.5 * right(*args))
-    with pytest.raises(RuntimeError, match=r"the factors give .* where autograd gives"):
+    monkeypatch.setattr(DocumentGradients, "_normalized", lambda *args: 1.05 * right(*args))
+    with pytest.raises(RuntimeError, match=r"ln.*the factors give .* where autograd gives"):
         recorder.products()
+
+
+def test_bfloat16_of_many_positions(tmp_path: Path) -> None:
+    """In as many, what autograd sums up in bfloat16 is no measure of a LayerNorm's gradient."""
+    many = {"tokens": 256, "min_tokens": 2, "count": 25, "held_out": 0}
+    run = loaded("gpt_neox", tmp_path / "model", dtype="bfloat16", documents=many, eval_batch=32)
+    recorder = DocumentGradients()
+    recorder.start(run)
+    recorder.products()
 
 
 def test_its_cost_is_said_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

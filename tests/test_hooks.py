@@ -78,6 +78,25 @@ def test_every_point_that_fires_is_there(architecture: str, tmp_path: Path) -> N
         assert (value.values[..., 1] == [place(str(p)) for p in value.hook_point.values]).all()
 
 
+def test_points_that_never_fire_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = {"architecture": "openai-gpt", "dropout": 0.0}
+    settings = tiny(epochs=1, steps=1, recorders=[], model=network)
+    points = [f"blocks.0.hook_{name}" for name in ("in", "resid_pre", "resid_post")]
+    run = rp.fit(settings, tmp_path / "run", hooks=[("seen", points, mean)])
+    (said,) = (t for t in capsys.readouterr().err.splitlines() if "left out" in t)
+    silent = said.rpartition(": ")[2].split(", ")
+    value = run.recorder("seen").value
+    assert silent
+    assert value.hook_point.values.tolist() == [p for p in points if p not in silent]
+    assert f"hook seen: {len(silent)} of 3 hook points never fire" in said
+    assert np.isfinite(value.values).all()
+    with pytest.raises(rp.InputError, match=r"such as .*, of which none ever fires"):
+        rp.fit(settings, tmp_path / "none", hooks=[("none", silent, mean)])
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("how", ["plain", "data"])
 def test_changes_in_place_are_refused(how: str, tmp_path: Path) -> None:
     def louder(tensor: torch.Tensor, *, hook: Any) -> float:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe import models, plugins
+from recovery_probe.cli import main
 from recovery_probe.recorders import (
     EPISODE,
     STEP,
@@ -387,8 +388,6 @@ def test_a_hook_function_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_hook_file_on_the_command_line(tmp_path: Path) -> None:
-    from recovery_probe.cli import main
-
     file = tmp_path / "mine.py"
     file.write_text(
         "from recovery_probe.recorders import Recorder, Layout, Array\n"
@@ -420,12 +419,35 @@ def test_an_edit_is_refused_unless_allowed(tmp_path: Path) -> None:
     hooks = [("blocks.0.hook_resid_post", edit)]
     with pytest.raises(rp.HookError, match=r"edit .*blocks.0.hook_resid_post.*--hook-may-edit"):
         rp.fit(tiny(epochs=1), tmp_path / "no", hooks=hooks)
-    edited = rp.fit(tiny(epochs=1), tmp_path / "yes", hooks=hooks, hook_may_edit=True)
-    plain = rp.fit(tiny(epochs=1), tmp_path / "plain")
+    with pytest.raises(rp.InputError, match=r"hook edit may edit.*--no-record document_gradients"):
+        rp.fit(tiny(epochs=1), tmp_path / "no", hooks=hooks, hook_may_edit=True)
+    assert not (tmp_path / "no").exists()
+    settings = tiny(epochs=1, recorders=[r for r in DEFAULT if r != "document_gradients"])
+    edited = rp.fit(settings, tmp_path / "yes", hooks=hooks, hook_may_edit=True)
+    plain = rp.fit(settings, tmp_path / "plain")
     assert not np.allclose(edited.train_loss, plain.train_loss)
     assert not np.allclose(edited.losses[0], plain.losses[0])
     assert float(edited.losses[0, 0]) == pytest.approx(float(edited.train_loss[0]), abs=1e-5)
     assert "edit@blocks.0.hook_resid_post in both (may edit)" in repr(edited)
+
+
+@pytest.mark.parametrize("architecture", ["openai-gpt", "deepseek_v4"])
+def test_a_recorder_that_cannot_watch_a_network_says_so(
+    architecture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"init": "library", "architecture": architecture, "dropout": 0}
+    options |= {"width": 32, "depth": 2, "heads": 2, "vocabulary": 300}
+    argv = ["--no-record", "document_gradients", "--out", str(tmp_path / "run")]
+    argv += [f"--model.{name}={value}" for name, value in options.items()]
+    sizes = {"count": 3, "held_out": 1, "tokens": 24, "min_tokens": 24}
+    argv += [f"--documents.{name}={value}" for name, value in sizes.items()]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "quickstart", *argv])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: recorder residual_stream cannot watch this model: hook point")
+    assert said.endswith("never fires; leave it out: --no-record residual_stream")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failing_hook_is_named_and_the_record_kept(tmp_path: Path) -> None:

@@ -20,10 +20,9 @@ class Checkpoints(Recorder):
         self.path, self.keep = run.path, wanted.keep
         self.due = {*times(wanted.every, run.settings, EPISODE).tolist(), len(run.schedule)}
         count = len(self.due)
-        size = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
         # The oldest goes once the latest is whole.
         most = min(wanted.keep + 1, count) if wanted.keep else count
-        return Layout(files=most * size)
+        return Layout(files=most * run.model.nbytes)
 
     def after_episode(self, episode: Episode) -> Rows:
         if episode.done not in self.due:

@@ -28,7 +28,6 @@ SLICE = 2**24  # values of the documents' gradients that exist at a time: 64 MB 
 FACTORS = 2**32  # bytes of factors that are kept for the documents of other batches
 # How far what autograd summed over documents may be from our sum, of the sum of magnitudes.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 2e-2}
-ROUGH = 15  # times that, for norms in bfloat16, whose gradients autograd adds up in 8 bits
 
 
 class DocumentGradients(Recorder):
@@ -64,7 +63,8 @@ class DocumentGradients(Recorder):
                 "bias",
             }:
                 raise InputError(
-                    f"document_gradients does not know how {module} makes its gradient"
+                    f"document_gradients does not know how {module} makes its gradient; leave it "
+                    "out: --no-record document_gradients"
                 )
         own = run.model.parameters
         self.tied = "embed.weight" in own and "unembed.weight" not in own
@@ -134,6 +134,7 @@ class DocumentGradients(Recorder):
         parameters = self.model.parameters
         self.a: dict[str, Tensor] = {}  # module -> its inputs, of all documents of the batches
         self.b: dict[str, Tensor] = {}  # … the gradients of its outputs
+        self.summed: dict[str, float] = {}  # module -> squared norm, where autograd's is not used
         for parameter in parameters.values():
             parameter.grad = None
         with torch.enable_grad(), hooked(self.model.bridge, self._hooks(modules)):
@@ -146,13 +147,12 @@ class DocumentGradients(Recorder):
             self._multiply(module)
         # What autograd summed over documents must be what the factors sum to.
         for module in (m for m in modules if m in self.row):
-            full = sum(squared_norm(parameters[n].grad) for n in self.kinds[module])
+            full = self.summed.get(module)
+            if full is None:
+                full = sum(squared_norm(parameters[n].grad) for n in self.kinds[module])
             ours = float(self.inner[self.row[module]].sum())
             scale = float(self.inner[self.row[module]].abs().sum()) + 1e-30
-            dtype = next(iter(parameters.values())).dtype
-            norm = f"{module}.hook_normalized" in self.model.bridge.hook_dict
-            allowed = TOLERANCE[dtype] * (ROUGH if norm and dtype == torch.bfloat16 else 1)
-            if abs(full - ours) > allowed * scale:
+            if abs(full - ours) > TOLERANCE[next(iter(parameters.values())).dtype] * scale:
                 raise RuntimeError(
                     f"document_gradients: {module}: the factors give {ours:.6g} where autograd "
                     f"gives {full:.6g}; please report the architecture"
@@ -196,6 +196,8 @@ class DocumentGradients(Recorder):
         into = self.inner[self.row[module]]
         norm = f"{module}.hook_normalized" in self.model.bridge.hook_dict
         weight = any(n.endswith("weight") for n in names)
+        if norm and b.dtype == torch.bfloat16:
+            self._sum_exactly(module, a, b)
         if norm and weight:
             # (document, …, width): one weight for each coordinate of the last axis
             into += gram((exact(self._normalized(module, a)) * exact(b)).flatten(1, -2).sum(1))
@@ -218,6 +220,20 @@ class DocumentGradients(Recorder):
         with torch.no_grad():
             one, zero = (torch.func.functional_call(norm, {"weight": w}, (a,)) for w in weights)
         return one - zero
+
+    def _sum_exactly(self, module: str, a: Tensor, b: Tensor) -> None:
+        """Let autograd sum a LayerNorm's gradient over documents in float32, from its factors. In
+        bfloat16 a CPU adds a row for each position up in 8 bits, and stands still: gpt_neox's
+        `blocks.1.ln1` loses 20% in 900 positions and 75% in 6,400 of the squared norm that
+        float64 gives for the same weights (ours: 0.2%)."""
+        norm = self.model.bridge.get_submodule(module).original_component
+        if not isinstance(norm, torch.nn.LayerNorm):
+            return
+        own = {n: exact(p.detach()).requires_grad_() for n, p in norm.named_parameters()}
+        with torch.enable_grad():
+            out = torch.func.functional_call(norm, own, (exact(a),))
+            gradients = torch.autograd.grad(out, list(own.values()), exact(b))
+        self.summed[module] = sum(squared_norm(g) for g in gradients)
 
     def _embeddings(self) -> None:
         """Rows of the embeddings; with a tied unembedding, both parts of the one gradient."""
