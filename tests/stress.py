@@ -1,6 +1,6 @@
 """Long checks of what machines and people do to a run, with totals; not part of the tests.
 
-    python tests/stress.py [--section kills …] [--rounds 30] [--seed 0]
+    python tests/stress.py [--section kills] [--section …] [--rounds 30] [--seed 0]
 
 kills       signals at random moments of real trainings: whatever is there opens, is called what it
             is, and equals the undisturbed run bit for bit as far as it goes
@@ -72,8 +72,8 @@ class Stress:
     """Which checks, and how many times."""
 
     # sections to do; all when not given
-    section: tuple[
-        Literal["kills", "readers", "trainers", "disk", "corruption", "settings"], ...
+    section: tyro.conf.UseAppendAction[
+        tuple[Literal["kills", "readers", "trainers", "disk", "corruption", "settings"], ...]
     ] = ()
     # rounds of each
     rounds: int = 30
