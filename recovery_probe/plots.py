@@ -106,6 +106,7 @@ def write(fig: Plain, path: Path) -> None:
         aside = path.with_name(f"{path.name}.{kind}.partial")
         aside.write_bytes(_as(fig, kind))
         os.replace(aside, path.with_name(f"{path.name}.{kind}"))
+        fig.set_layout_engine("none")  # laid out once, which takes as long as drawing
 
 
 def _as(fig: Plain, kind: str) -> bytes:
