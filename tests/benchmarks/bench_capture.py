@@ -26,10 +26,10 @@ from recovery_probe import config, documents, models
 from recovery_probe.progress import Progress
 from recovery_probe.recorders import RunInfo
 from recovery_probe.recorders.recording import Recording, find
-from recovery_probe.run import Writer
 from recovery_probe.schedule import document_of_episode
 from recovery_probe.sketch import ModuleSketches
 from recovery_probe.train import batch, train
+from recovery_probe.writer import Writer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "quickstart": {},
@@ -50,12 +50,13 @@ class Turns(Progress):
         self.pipe.recv()
         self.since = time.perf_counter()
 
-    def update(self, done: int, loss: float, recovery: float) -> None:
+    def due(self, done: int) -> bool:
         self.seconds.append(time.perf_counter() - self.since)
         if done < self.episodes:
             self.pipe.send("ready")
             self.pipe.recv()
         self.since = time.perf_counter()
+        return False
 
 
 def work(values: str, pipe: Connection) -> None:
@@ -73,6 +74,7 @@ def work(values: str, pipe: Connection) -> None:
         recording.rehearse()
         writer = Writer.create(folder, settings, docs, schedule, provenance={})
         recording.lay_out(writer)
+        writer.put_in_place()
         turns = Turns(pipe, len(schedule))
         with recording.attached():
             train(info, recording, writer, turns)

@@ -29,10 +29,10 @@ from recovery_probe import documents, models
 from recovery_probe.progress import Progress
 from recovery_probe.recorders import RunInfo
 from recovery_probe.recorders.recording import Recording
-from recovery_probe.run import Writer
 from recovery_probe.schedule import document_of_episode
 from recovery_probe.sketch import ModuleSketches
 from recovery_probe.train import batch, train
+from recovery_probe.writer import Writer
 
 SHAPES = {
     "quickstart": {"control": "none"},
@@ -85,6 +85,7 @@ def ours(
         schedule = np.array(plan, dtype=np.int32)
         out = folder / str(next(names))
         writer = Writer.create(out, settings, docs, document_of_episode(settings), provenance={})
+        writer.put_in_place()
         sketches = ModuleSketches(model.parameters, settings.sketch)
         info = RunInfo(settings, model, tokens, targets, docs.lengths, schedule, out, sketches)
         progress = Progress("", len(plan), per_epoch=10**9)
