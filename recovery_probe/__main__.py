@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 
@@ -15,6 +16,7 @@ def run(*words: str) -> None:
 
         main([*words, *sys.argv[1:]])
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("error: interrupted", file=sys.stderr)
         code = 130
     except SystemExit as stop:

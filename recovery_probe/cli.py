@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from recovery_probe.errors import Diverged, HookError, InputError
 from recovery_probe.store import as_path
 
 C = TypeVar("C")
+PATIENCE = 5  # seconds
 
 
 def _words(metavar: str) -> Any:
@@ -209,8 +211,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one sub-command and exit."""
     commands: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "analyze": analyze}
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        with _terminable() as terminated:
+    with _stoppable() as stopped:
+        try:
             if words[:1] in ([], ["-h"], ["--help"]):
                 print("usage: recovery-probe {train,analyze} …   (--help after either tells more)")
             elif words[0] in commands:
@@ -220,36 +222,42 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"no command {words[0]!r}{config.nearest(words[0], commands)}; commands: "
                     + ", ".join(commands)
                 )
-    except InputError as error:
-        _stop(error, 2)
-    except BrokenPipeError:  # whoever read our output has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        _stop(f"{error.filename or 'input and output'}: {error.strerror or error}", 2)
-    except (Diverged, HookError) as error:
-        _stop(error, 1)
-    except KeyboardInterrupt as stopped:
-        _stop(str(stopped) or "interrupted", 143 if terminated else 130)
+        except InputError as error:
+            _stop(error, 2)
+        except BrokenPipeError:  # whoever read our output has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            _stop(f"{error.filename or 'input and output'}: {error.strerror or error}", 2)
+        except (Diverged, HookError) as error:
+            _stop(error, 1)
+        except KeyboardInterrupt as told:
+            _stop(str(told) or "interrupted", 143 if signal.SIGTERM in stopped else 130)
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[list[int]]:
-    """SIGTERM, with which schedulers and containers end a job, ends it as an interrupt does. The
-    list holds it once it has come."""
-    terminated: list[int] = []
+def _stoppable() -> Iterator[dict[int, float]]:
+    """SIGTERM, with which schedulers and containers end a job, ends it as an interrupt does. More
+    of either are ignored while the run says how it ended, and end the process after `PATIENCE`.
+    Yields what has come -> when."""
+    came: dict[int, float] = {}
 
-    def terminate(number: int, _: object) -> None:
-        terminated.append(number)
-        raise KeyboardInterrupt
+    def stop(number: int, _: object) -> None:
+        if not came:
+            came[number] = time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - next(iter(came.values())) > PATIENCE:
+            os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield terminated
+        yield came
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield terminated
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not came:  # otherwise the process is about to end
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def parse(command: type[C], argv: Sequence[str], *, prog: str, default: C) -> C:

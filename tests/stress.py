@@ -129,7 +129,7 @@ def kills(rounds: int, rng: random.Random, folder: Path) -> Iterator[Outcome]:
             time.sleep(0.01)
         said = process.communicate()[1]
         if "Traceback" in said:
-            yield False, f"{number.name}: a traceback"
+            yield False, f"{number.name}: a traceback: {said.splitlines()[-1]}"
         elif not out.exists():
             yield True, f"{number.name}: nothing there yet"
         else:
