@@ -152,11 +152,13 @@ def readers(rounds: int, rng: random.Random, folder: Path) -> Iterator[Outcome]:
     while process.poll() is None:
         if out.exists():
             run = rp.open_run(out)
-            rows = run.losses.values[: run.episodes_done + 1]
+            rows = run.losses.values[: run._rows]  # none, before the first is committed
             torn = not np.isfinite(rows).all()
             gradients = run.recorder("gradients").norm.values
-            torn |= not np.isfinite(gradients).all() or len(gradients) != 3 * run.episodes_done
-            yield not torn, "a torn row" if torn else "whole rows"
+            bare = int((~np.isfinite(gradients)).any(axis=1).sum())
+            torn |= bare > 0 or len(gradients) != 3 * run.episodes_done
+            told = f"{len(rows)} rows, {len(gradients)} of gradients, {bare} of them without values"
+            yield not torn, f"a torn row: {told}" if torn else "whole rows"
         time.sleep(rng.uniform(0, 0.05))
     process.communicate()
 
