@@ -26,7 +26,7 @@ from recovery_probe.analysis import Analysis, across, match
 from recovery_probe.config import nearest
 from recovery_probe.errors import HookError, InputError, Missing
 from recovery_probe.run import Run
-from recovery_probe.store import write_zarr
+from recovery_probe.store import write_json, write_text, write_zarr
 
 LONG = 10  # seconds of an analysis, after which a plain line says that it is done
 
@@ -116,10 +116,10 @@ def analyze(
         "analyses": {name: about[name] for name in sorted(about, key=_order)},
         "not_done": not_done,
     }
-    _write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_json(folder / "summary.json", summary)
     for kind in formats:
         text = report.WRITERS[kind](groups, summary, folder)
-        _write_text(place / f"report.{kind}", text)
+        write_text(place / f"report.{kind}", text)
     return summary
 
 
@@ -128,7 +128,7 @@ def simulate(analysis: Analysis, out: str | os.PathLike[str], **options: Any) ->
     `out`, and return what the last holds."""
     _check_options([analysis], {analysis.name: options})
     found, about = _write(analysis, analysis.compute(None, **options), Path(out))
-    _write_text(Path(out) / f"{analysis.name}.json", json.dumps(found, indent=2) + "\n")
+    write_json(Path(out) / f"{analysis.name}.json", found)
     return found | {"tables": about["tables"]}
 
 
@@ -214,10 +214,4 @@ def _write_dataset(dataset: xr.Dataset, path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     write_zarr(dataset, aside)
     shutil.rmtree(path, ignore_errors=True)
-    os.replace(aside, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
