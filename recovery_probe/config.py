@@ -1,246 +1,37 @@
-"""The settings of a run: typed, each with its comment, the same names in TOML and on the
-command line (`[optimizer] lr = 0.1` is `--optimizer.lr 0.1`)."""
+"""Settings read, checked, changed and written; presets.
+
+`resolved` checks the settings of plug-ins against the plug-ins' classes and fills in what is
+missing.
+"""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import tomllib
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any
 
-import numpy as np
 import pydantic
 import tomli_w
-from annotated_types import Ge, Gt, Le, Lt
 
+from recovery_probe import plugins
 from recovery_probe.errors import InputError
+from recovery_probe.plugins import Plugin
+from recovery_probe.settings import Settings, Table
+from recovery_probe.spelling import nearest
 
 PRESETS = resources.files("recovery_probe") / "presets"
-STRICT: pydantic.ConfigDict = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-
-
-@dataclass(frozen=True)
-class Documents:
-    """What is read, over and over."""
-
-    # python-topics (built in), a .txt, .jsonl or folder, lee, or hf:NAME[:CONFIG][:FIELD]
-    source: str = "python-topics"
-    # T, documents trained on; at least 2
-    count: Annotated[int, Ge(2)] = 20
-    # C, tokens kept of each document, at least 2; shorter ones are padded, the padding masked
-    tokens: Annotated[int, Ge(2), Le(2**20)] = 64
-    # H, documents evaluated like the others and never trained on
-    held_out: Annotated[int, Ge(0)] = 5
-    # leave out documents with fewer tokens than this, at least 2
-    min_tokens: Annotated[int, Ge(2)] = 2
-    # the field that holds the text, in JSONL files and hub datasets
-    field: str = "text"
-    # read at most this many documents of the source, from its start; at least 2
-    pool: Annotated[int, Ge(2), Le(10**9)] = 1000
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class Model:
-    """The network."""
-
-    # random (sizes below), a hub name, a local folder, or a .gguf file
-    source: str = "random"
-    # branch, tag or commit of a hub name
-    revision: str = "main"
-    # random: any causal architecture transformers knows (gpt_neox, llama, gpt2, ...)
-    architecture: str = "gpt_neox"
-    # random: width of the residual stream; the MLP is four times as wide
-    width: Annotated[int, Ge(1), Le(2**20)] = 256
-    # random: number of blocks
-    depth: Annotated[int, Ge(1), Le(1000)] = 6
-    # random: attention heads per block
-    heads: Annotated[int, Ge(1)] = 4
-    # random: size of the byte-level BPE vocabulary trained on the built-in documents, 257 or more;
-    # they make some 9000 entries at most, and embeddings beyond those are never read
-    vocabulary: Annotated[int, Ge(257), Le(2**20)] = 4096
-    # random: the paper's scheme, or the one of the transformers library
-    init: Literal["paper", "library"] = "paper"
-    # own: each dropout as the model's configuration has it; a number: that probability for all
-    dropout: Literal["own"] | Annotated[float, Ge(0), Lt(1)] = "own"
-    # number format of weights and arithmetic
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which document each episode trains on."""
-
-    # cyclic: the same order every epoch; shuffled: a new order every epoch
-    kind: Literal["cyclic", "shuffled"] = "cyclic"
-    # shuffled: document 0 stays first in every epoch, as in the paper
-    keep_first: bool = True
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """How a gradient becomes an update."""
-
-    name: Literal["sgd", "adam", "adamw"] = "sgd"  # plain descent is sgd without momentum
-    # learning rate, above 0
-    lr: Annotated[float, Gt(0)] = 0.1
-    # sgd only; from 0 to below 1
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
-    # L2 penalty (sgd, adam) or decoupled decay (adamw)
-    weight_decay: Annotated[float, Ge(0)] = 0.0
-    # start each episode with a fresh state
-    reset: bool = False
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class ResidualStream:
-    """The recorder of residual streams."""
-
-    # step, N steps, episode (its first step) or epoch
-    every: str = "step"
-    # the mean over positions, the last position, or all of them in float16
-    reduce: Literal["mean", "last", "all"] = "mean"
-    # the document whose final residual stream is kept after every episode
-    focal: Annotated[int, Ge(0)] = 0
-    # keep the focal document's stream after the last block, or at every layer too
-    focal_layers: Literal["last", "all"] = "last"
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """The recorder of gradient sketches."""
-
-    # step, N steps, episode (its first step) or epoch
-    every: str = "step"
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class WeightDeltas:
-    """The recorder of weight updates."""
-
-    # step, N steps, episode or epoch: the update over each such stretch
-    every: str = "step"
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class TokenLosses:
-    """The recorder of the loss of every token."""
-
-    # episode, N episodes or epoch
-    every: str = "episode"
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class DocumentGradients:
-    """The recorder of inner products between the gradients of all documents."""
-
-    # episode, N episodes or epoch
-    every: str = "epoch"
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class AttentionPatterns:
-    """The recorder of attention."""
-
-    # step, N steps, episode (its first step) or epoch
-    every: str = "step"
-    # keep the patterns too, not their entropy alone
-    patterns: bool = False
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """The recorder of weights."""
-
-    # episode, N episodes or epoch; the untrained weights are always the first
-    every: str = "epoch"
-    # how many of the latest to keep; 0 for all
-    keep: Annotated[int, Ge(0)] = 0
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides what a run computes."""
-
-    # decides the choice and order of documents, the shuffles, the initial weights, dropout
-    seed: Annotated[int, Ge(0)] = 0
-    # E, passes over the documents; at least 1
-    epochs: Annotated[int, Ge(1)] = 6
-    # M, gradient steps per episode; at least 1
-    steps: Annotated[int, Ge(1)] = 10
-    # auto, cpu, cuda, cuda:1, mps
-    device: str = "auto"
-    # also train the matched run whose documents come in a new order every epoch
-    control: Literal["none", "shuffled"] = "none"
-    # documents evaluated at once; changes memory and speed, and losses in the last digit only
-    eval_batch: Annotated[int, Ge(1)] = 8
-    # threads on the CPU; 0 for torch's own choice. Give each of several runs at once its own few:
-    # together they wait for one another. Changes speed, and losses in the last digit only
-    threads: Annotated[int, Ge(0), Le(1024)] = 0
-    # what is recorded beside losses: installed names, or file.py:CLASS
-    recorders: tuple[str, ...] = (
-        "token_losses",
-        "residual_stream",
-        "gradients",
-        "weight_deltas",
-        "checkpoints",
-    )
-    # size of the sketch of a module's gradient or update, 1 to 4096; errors of cosines fall as
-    # 1/sqrt of it
-    sketch: Annotated[int, Ge(1), Le(4096)] = 127
-    # what is read, over and over
-    documents: Documents = field(default_factory=Documents)
-    # the network
-    model: Model = field(default_factory=Model)
-    # which document each episode trains on
-    schedule: Schedule = field(default_factory=Schedule)
-    # how a gradient becomes an update
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    # the recorder of residual streams
-    residual_stream: ResidualStream = field(default_factory=ResidualStream)
-    # the recorder of gradient sketches
-    gradients: Gradients = field(default_factory=Gradients)
-    # the recorder of weight updates
-    weight_deltas: WeightDeltas = field(default_factory=WeightDeltas)
-    # the recorder of the loss of every token
-    token_losses: TokenLosses = field(default_factory=TokenLosses)
-    # the recorder of inner products between the gradients of all documents
-    document_gradients: DocumentGradients = field(default_factory=DocumentGradients)
-    # the recorder of attention
-    attention_patterns: AttentionPatterns = field(default_factory=AttentionPatterns)
-    # the recorder of weights
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
-
-
+# Part of the settings that chooses a plug-in -> the group it is of, and the setting that names it.
+CHOICES = {
+    "documents": ("documents", "source"),
+    "schedule": ("schedules", "kind"),
+    "optimizer": ("optimizers", "name"),
+}
+LISTS = ("recorders", "interventions")  # settings that name any number of plug-ins, and groups
 MOST_STEPS = 10**8  # a year at three a second; the record is laid out for all of them beforehand
 _ADAPTER = pydantic.TypeAdapter(Settings)
 
@@ -251,16 +42,55 @@ def from_dict(values: Mapping[str, Any], origin: str = "settings") -> Settings:
     `origin` says where the values come from, for the message of the `InputError` that an
     unknown name, a wrong type or an impossible value raises.
     """
+    return resolved(as_written(values, origin), origin)
+
+
+def as_written(values: Mapping[str, Any], origin: str = "settings") -> Settings:
+    """The same without asking plug-ins: their settings are taken as they stand, and none of their
+    code is run. For reading what was checked when it was written."""
+    known = {f.name for f in fields(Settings)}
+    core: dict[str, Any] = {n: v for n, v in values.items() if n in known}
+    tables = {n: Table(v) for n, v in values.items() if n not in known and isinstance(v, dict)}
+    strangers = [n for n in values if n not in known and n not in tables] + (
+        ["tables"] if "tables" in values else []
+    )
+    if strangers:
+        raise InputError(f"{origin}: unknown setting {strangers[0]}{_near(strangers[0])}")
+    own: dict[str, Table] = {}
+    for part in CHOICES:
+        if isinstance(core.get(part), dict):
+            names = core_names(part)
+            own[part] = Table({n: v for n, v in core[part].items() if n not in names})
+            core[part] = {n: v for n, v in core[part].items() if n in names}
     try:
         # As JSON: strict about numbers and strings, and content to build dataclasses from tables.
-        settings = _ADAPTER.validate_json(json.dumps(values, default=str))
+        settings = _ADAPTER.validate_json(json.dumps(core, default=str))
     except pydantic.ValidationError as error:
-        raise InputError(f"{origin}: " + "; ".join(_explain(e) for e in error.errors())) from None
-    if settings.optimizer.momentum and settings.optimizer.name != "sgd":
-        raise InputError(
-            f"{origin}: optimizer.momentum = {settings.optimizer.momentum} belongs to sgd, "
-            f"not to {settings.optimizer.name}; leave it at 0"
-        )
+        raise InputError(f"{origin}: " + "; ".join(map(_explain, error.errors()))) from None
+    parts = {part: replace(getattr(settings, part), own=table) for part, table in own.items()}
+    return replace(settings, tables=tables, **parts)
+
+
+def resolved(settings: Settings, origin: str = "settings") -> Settings:
+    """Settings with those of the plug-ins that they name checked by the plug-ins' own classes, and
+    every default filled in; tables of what is not named are left out. Raises `InputError`."""
+    try:
+        parts: dict[str, Any] = {}
+        for part in CHOICES:
+            kind, own = chosen(settings, part)[0], getattr(settings, part).own
+            parts[part] = replace(getattr(settings, part), own=checked(kind, own, part))
+        tables: dict[str, Table] = {}
+        for group in LISTS:
+            for spec in getattr(settings, group):
+                key = plugins.key_of(spec)
+                if key in tables or key in core_names():
+                    raise InputError(f"{group}: {spec}: the name {key!r} is taken")
+                kind = plugins.find(group, spec)
+                tables[key] = checked(kind, settings.tables.get(key, {}), key)
+        for name in settings.tables.keys() - tables.keys():
+            _check_unused(name, settings.tables[name])
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from error
     steps = settings.epochs * settings.documents.count * settings.steps
     if steps > MOST_STEPS:
         raise InputError(
@@ -268,33 +98,108 @@ def from_dict(values: Mapping[str, Any], origin: str = "settings") -> Settings:
             f"and steps = {settings.steps} make {steps:.2g} gradient steps, more than "
             f"{MOST_STEPS:.0e}: ask for fewer"
         )
-    if settings.control == "shuffled" and settings.schedule.kind == "shuffled":
-        raise InputError(
-            f'{origin}: schedule.kind = "shuffled" with control = "shuffled" would compare a '
-            "shuffled run with itself; use --control none"
-        )
-    return settings
+    return replace(settings, tables=tables, **parts)
 
 
-def check(settings: Settings) -> Settings:
-    """The same settings, checked; for settings built by hand."""
-    return from_dict(asdict(settings))
+def checked(kind: type[Plugin], values: Mapping[str, Any], where: str) -> Table:
+    """A plug-in's settings, checked and complete. `where` is the table they stand in."""
+    if taken := [f.name for f in plugins.own_fields(kind) if f.name in core_names(where)]:
+        raise InputError(f"{kind.__name__}: its setting {taken[0]!r} is one of [{where}] already")
+    return Table(plugins.settings_of(plugins.made(kind, values, where)))
+
+
+def chosen(settings: Settings, part: str) -> tuple[type[Any], str]:
+    """The plug-in that a part of the settings names, and what stands behind the name: an address,
+    where documents come from."""
+    group, selector = CHOICES[part]
+    spec, address = getattr(getattr(settings, part), selector), ""
+    if part == "documents" and ".py:" not in spec:
+        name, _, rest = spec.partition(":")
+        known = name in plugins.installed(group)
+        spec, address = (name, rest) if known else ("files", spec)
+    return plugins.find(group, spec), address
+
+
+def made(settings: Settings, part: str) -> Any:
+    """The plug-in that a part of the settings chooses, ready to use."""
+    return plugins.made(chosen(settings, part)[0], getattr(settings, part).own, part)
+
+
+def _check_unused(name: str, table: Table) -> None:
+    """Raise `InputError` for a table of no plug-in, or one that its plug-in could not have."""
+    for group in LISTS:
+        if name in plugins.ours(group):
+            checked(plugins.find(group, name), table, name)
+        if name in plugins.installed(group):
+            return
+    wrong = [f"{name}.{setting}" for setting in table] or [name]
+    raise InputError(f"unknown setting {wrong[0]}{_near(wrong[0])}")
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with changes, by name or dotted name. Where another plug-in is chosen, the
+    settings of the one before go."""
+    result = {n: dict(v) if isinstance(v, dict) else v for n, v in values.items()}
+    for name, change in changes.items():
+        table, dot, setting = name.partition(".")
+        if dot:
+            change = {setting: change}
+        before = result.get(table, {})
+        if not (isinstance(change, Mapping) and isinstance(before, dict)):
+            result[table] = change
+            continue
+        selector = CHOICES.get(table, ("", ""))[1]
+        if selector in change and change[selector] != before.get(selector):
+            before = {n: v for n, v in before.items() if n in core_names(table)}
+        result[table] = {**before, **change}
+    return result
+
+
+def changed(settings: Settings, **changes: Any) -> Settings:
+    """Settings with other values, by name or dotted name: `changed(s, **{"optimizer.lr": .05})`.
+
+    Raises `InputError` for a setting that is not there, or cannot be.
+    """
+    return from_dict(merged(to_dict(settings), changes))
 
 
 def load(path: Path) -> Settings:
     """Settings from a TOML file, such as the `config.toml` of a run."""
+    return from_dict(_read(path), str(path))
+
+
+def read(path: Path) -> Settings:
+    """The settings of a run as it wrote them: complete, and checked then."""
+    return as_written(_read(path), str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: cannot be read as TOML: {error}") from None
-    return from_dict(values, str(path))
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    """Nested plain values, as `from_dict` takes them."""
+    values: dict[str, Any] = {}
+    for f in fields(Settings):
+        value = getattr(settings, f.name)
+        if f.name == "tables":
+            values |= {name: dict(table) for name, table in value.items()}
+        elif is_dataclass(value):
+            inner = {g.name: getattr(value, g.name) for g in fields(value)}
+            values[f.name] = inner | inner.pop("own", {})
+        else:
+            values[f.name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def to_toml(settings: Settings) -> str:
     """The settings as TOML text that `load` reads back to the same settings."""
-    return tomli_w.dumps(asdict(settings))
+    return tomli_w.dumps(to_dict(settings))
 
 
 @functools.cache
@@ -318,73 +223,70 @@ def preset(name: str, **changes: Any) -> Settings:
             f"unknown preset {name!r}{nearest(name, presets())}; presets: {', '.join(presets())}"
         )
     values = tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
-    for key, change in changes.items():
-        table, dot, setting = key.partition(".")
-        if dot:
-            change = {setting: change}
-        merged = isinstance(change, dict) and isinstance(values.get(table, {}), dict)
-        values[table] = {**values.get(table, {}), **change} if merged else change
-    return from_dict(values, f"preset {name}")
+    return from_dict(merged(values, changes), f"preset {name}")
 
 
-def names(part: Any = Settings, prefix: str = "") -> Iterator[str]:
-    """Dotted name of every setting."""
-    for f in fields(part):
-        default = f.default_factory() if callable(f.default_factory) else f.default
-        if is_dataclass(default):
-            yield from names(default, f"{prefix}{f.name}.")
-        else:
-            yield prefix + f.name
+def core_names(part: str = "") -> list[str]:
+    """The settings that are nobody's own: of the run, or of one of its parts."""
+    kind = type(_default(part)) if part in PARTS else None if part else Settings
+    return [f.name for f in fields(kind) if f.name not in ("own", "tables")] if kind else []
 
 
-def nearest(word: str, known: Any) -> str:
-    """`; did you mean 'x'?`, or nothing when no known word is near."""
-    word, known = word.replace("learning_rate", "lr"), list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if not close:  # the last part may be right: `lr` of `optimizer.lr`
-        last = {name.rpartition(".")[2]: name for name in known}
-        close = [last[n] for n in difflib.get_close_matches(word, list(last), n=1, cutoff=0.7)]
-    return f"; did you mean {close[0]!r}?" if close else ""
+PARTS = ("documents", "model", "schedule", "optimizer")
 
 
-# Settings that decide what is written, and not what is computed.
-WATCHING = (
-    "recorders",
-    "sketch",
-    "residual_stream",
-    "gradients",
-    "weight_deltas",
-    "token_losses",
-    "document_gradients",
-    "attention_patterns",
-    "checkpoints",
-)
+def _default(part: str) -> Any:
+    return getattr(Settings(), part)
 
 
-# Recorders of ours that write arrays.
-RECORDERS = tuple(n for n in WATCHING if n not in ("recorders", "sketch", "checkpoints"))
-# Settings that decide where and how fast a run is computed; of its numbers, the last digits.
-EXECUTION = ("device", "eval_batch", "threads")
+def names() -> Iterator[str]:
+    """Dotted name of every setting: of the run, and of the plug-ins that came with it."""
+    for name in core_names():
+        if name not in PARTS:
+            yield name
+    for part in PARTS:
+        yield from (f"{part}.{name}" for name in core_names(part))
+        for plugin in plugins.ours(CHOICES[part][0]) if part in CHOICES else ():
+            kind = plugins.find(CHOICES[part][0], plugin)
+            yield from (f"{part}.{f.name}" for f in plugins.own_fields(kind))
+    for group in LISTS:
+        for plugin in plugins.ours(group):
+            kind = plugins.find(group, plugin)
+            yield from (f"{plugin}.{f.name}" for f in plugins.own_fields(kind))
 
 
-def differences(a: Settings, b: Settings) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> the two values, for every setting in which two settings differ."""
-    pairs = ((name, _value(a, name), _value(b, name)) for name in names())
-    return {name: (left, right) for name, left, right in pairs if left != right}
+def differences(
+    a: Settings, b: Settings, roles: tuple[str, ...] = ("numbers", "watch", "execution")
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> the two values, for every setting of one of these roles in which two settings
+    differ: what decides the numbers, what is watched, how it is executed."""
+    left, right = flat(a), flat(b)
+    return {
+        name: (left.get(name), right.get(name))
+        for name in {**left, **right}
+        if left.get(name) != right.get(name) and {_role(a, name), _role(b, name)} & {*roles}
+    }
 
 
-def generator(seed: int, purpose: str) -> np.random.Generator:
-    """The random numbers of one purpose: independent of every other purpose's."""
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
+def flat(settings: Settings) -> dict[str, Any]:
+    """Dotted name -> value of every setting."""
+    values: dict[str, Any] = {}
+    for name, value in to_dict(settings).items():
+        inner = isinstance(value, dict)
+        values |= {f"{name}.{n}": v for n, v in value.items()} if inner else {name: value}
+    return values
 
 
-def torch_seed(seed: int, purpose: str) -> int:
-    """A seed for a torch generator, made from the same stream."""
-    return int(generator(seed, purpose).integers(2**63))
+def _role(settings: Settings, name: str) -> str:
+    top = name.partition(".")[0]
+    if top in map(plugins.key_of, settings.recorders):
+        return "watch"
+    metadata: dict[str, Any] = {f.name: f.metadata for f in fields(Settings)}
+    return str(metadata.get(top, {}).get("role", "numbers"))
 
 
-def _value(settings: Settings, name: str) -> Any:
-    return functools.reduce(getattr, name.split("."), cast(Any, settings))
+def _near(name: str) -> str:
+    return nearest(name, names())
 
 
 def _explain(error: Any) -> str:
@@ -392,5 +294,5 @@ def _explain(error: Any) -> str:
     # Where a setting may be of two types, pydantic adds the type it tried.
     name = next((known for known in names() if name.startswith(f"{known}.")), name)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown setting {name}{nearest(name, names())}"
+        return f"unknown setting {name}{_near(name)}"
     return f"{name} = {error['input']!r}: {error['msg'].replace('Input s', 's')}"

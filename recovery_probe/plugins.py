@@ -1,87 +1,220 @@
-"""The one door for plug-ins: an installed name, `file.py:NAME`, or the object itself."""
+"""The one door for plug-ins, and the settings that each of them owns.
+
+A plug-in is a class, found by an installed name (an entry point in the group
+`recovery_probe.GROUP`), by `file.py:CLASS`, or given itself. The class *is* its settings: a
+dataclass whose fields, typed, commented and with defaults, are its table in TOML, its flags on the
+command line, and their help.
+"""
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.util
+import inspect
+import json
 import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
-from recovery_probe.config import nearest
+import pydantic
+
 from recovery_probe.errors import InputError
+from recovery_probe.spelling import nearest
 
-T = TypeVar("T")
+STRICT: pydantic.ConfigDict = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+AUTHORS = (Exception, SystemExit)  # what the code of a plug-in may raise, whoever wrote it
 
 
-def installed(kind: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of every installed plug-in of a kind, ours and others' alike.
+class Plugin:
+    """The base of every plug-in's class."""
+
+    group: ClassVar[str]  # of entry points: recorders, interventions, schedules, …
+    name: ClassVar[str]
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+@functools.cache
+def installed(group: str) -> dict[str, EntryPoint]:
+    """Name -> entry point of every installed plug-in of a group, ours and others' alike.
 
     Raises `InputError` when two packages offer the same name.
     """
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=f"recovery_probe.{kind}"):
+    for point in entry_points(group=f"recovery_probe.{group}"):
         if point.name in found and found[point.name].value != point.value:
             raise InputError(
-                f"two installed packages offer {kind} {point.name!r}: {found[point.name].value} "
+                f"two installed packages offer {group} {point.name!r}: {found[point.name].value} "
                 f"and {point.value}; uninstall one"
             )
         found[point.name] = point
     return found
 
 
-def find(kind: str, plugin: str | T, expected: type[T]) -> T:
-    """The plug-in of a kind (`analyses`) that `plugin` names or is.
+def ours(group: str) -> list[str]:
+    """The installed plug-ins that came with this package: they import in no time."""
+    points = installed(group).items()
+    return [name for name, point in points if point.value.startswith("recovery_probe")]
 
-    A file is run only because the user names it here. Raises `InputError` when there is no such
-    plug-in, its file cannot be run, or it is not an `expected`.
+
+def key_of(spec: str) -> str:
+    """The name of a plug-in's table: an installed name itself, `CLASS` of `file.py:CLASS`."""
+    return spec.rpartition(":")[2]
+
+
+def find(group: str, plugin: str | type) -> type[Any]:
+    """The class of the plug-in of a group that `plugin` names or is.
+
+    A file is run only because the user names it. Raises `InputError` when there is no such
+    plug-in, its file cannot be run, or it is of another group.
     """
-    if isinstance(plugin, str):
-        file, colon, attribute = plugin.rpartition(":")
-        found = _from_file(Path(file), attribute) if colon else _installed(kind, plugin)
-    else:
-        found = plugin
-    if not isinstance(found, expected):
-        what, wanted = type(found).__name__, expected.__name__
-        raise InputError(f"{plugin!r} is {_article(what)} {what}, not {_article(wanted)} {wanted}")
+    found = load(group, plugin) if isinstance(plugin, str) else plugin
+    if not (isinstance(found, type) and issubclass(found, Plugin) and found.group == group):
+        what = found.__name__ if isinstance(found, type) else f"a {type(found).__name__}"
+        raise InputError(f"{plugin!r} is {what}, and not a class of {group}")
     return found
 
 
-def _installed(kind: str, name: str) -> object:
-    known = installed(kind)
+def load(group: str, spec: str) -> object:
+    """What an installed name of a group, or `file.py:NAME`, stands for. Raises `InputError`."""
+    file, colon, attribute = spec.rpartition(":")
+    return _from_file(Path(file), attribute) if colon else _installed(group, spec)
+
+
+def made(kind: type[P], values: Mapping[str, Any], where: str) -> P:
+    """A plug-in with these settings, given as plain data; what is missing takes its default.
+
+    `where` is the name of its table, for the `InputError` that a setting it does not have, or one
+    that cannot be, raises.
+    """
+    known = [f.name for f in own_fields(kind)]
+    for name in values:
+        if name not in known:
+            raise InputError(
+                f"unknown setting {where}.{name}"
+                + (nearest(f"{where}.{name}", [f"{where}.{k}" for k in known]))
+                + f"; {kind.name} has {', '.join(known) or 'none'}"
+            )
+    try:
+        if not is_dataclass(kind):
+            return kind()
+        # As JSON: strict about numbers and strings, and content to make tuples of lists.
+        return _adapter(kind).validate_json(json.dumps(dict(values), default=str))
+    except pydantic.ValidationError as error:
+        raise InputError("; ".join(explained(e, where) for e in error.errors())) from None
+    except InputError:
+        raise
+    except AUTHORS as error:
+        raise InputError(f"{where}: {kind.__name__} cannot be made: {reason(error)}") from error
+
+
+def own_fields(kind: type) -> list[Any]:
+    """The fields of a plug-in's class that are its settings."""
+    return [f for f in fields(kind) if f.init] if is_dataclass(kind) else []
+
+
+def settings_of(plugin: Plugin) -> dict[str, Any]:
+    """A plug-in's settings, as plain data."""
+    values = {f.name: getattr(plugin, f.name) for f in own_fields(type(plugin))}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
+
+
+def explained(error: Any, where: str = "") -> str:
+    """What pydantic found wrong, with the setting's dotted name and the value it was given."""
+    # Where a setting may be of two types, pydantic adds the type it tried.
+    parts = [str(part) for part in error["loc"]]
+    name = ".".join([where, *parts[:1]] if where else parts)
+    return f"{name} = {error['input']!r}: {error['msg'].replace('Input s', 's')}"
+
+
+def comments(kind: type) -> dict[str, str]:
+    """Field -> the comment above or beside it, in a class or those it is derived from."""
+    found: dict[str, str] = {}
+    for part in reversed(kind.__mro__):
+        try:
+            lines = textwrap.dedent(inspect.getsource(part)).splitlines()
+            (body,) = ast.parse("\n".join(lines)).body
+        except (OSError, TypeError, SyntaxError, ValueError):  # made in a session, or built in
+            continue
+        for node in getattr(body, "body", ()):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found[node.target.id] = _comment(lines, node.lineno - 1, (node.end_lineno or 1) - 1)
+    return found
+
+
+def _comment(lines: list[str], first: int, last: int) -> str:
+    above = []
+    while first and lines[first - 1].strip().startswith("#"):
+        first -= 1
+        above.insert(0, lines[first].strip().lstrip("# "))
+    beside = lines[last].partition("  # ")[2]
+    return " ".join(above or [beside]).strip()
+
+
+def default_of(field: Any) -> Any:
+    """A field's default. Raises `InputError` for a setting without one."""
+    if field.default is not MISSING:
+        return field.default
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    raise InputError(f"setting {field.name!r} has no default; give it one")
+
+
+def reason(error: BaseException) -> str:
+    """`ValueError: what it says`."""
+    return f"{type(error).__name__}: {error}"
+
+
+@functools.cache
+def _adapter(kind: type[P]) -> pydantic.TypeAdapter[P]:
+    return pydantic.TypeAdapter(kind)
+
+
+def _installed(group: str, name: str) -> object:
+    known = installed(group)
     if name not in known:
         raise InputError(
-            f"no {kind} plug-in {name!r}{nearest(name, known)}; installed: "
+            f"no {group} plug-in {name!r}{nearest(name, known)}; installed: "
             f"{', '.join(sorted(known))}; your own: file.py:NAME"
         )
     try:
-        return cast(object, known[name].load())
-    except (Exception, SystemExit) as error:
+        return known[name].load()
+    except AUTHORS as error:
         raise InputError(
-            f"{kind} plug-in {name!r} ({known[name].value}) fails when imported: "
-            f"{type(error).__name__}: {error}"
+            f"{group} plug-in {name!r} ({known[name].value}) fails when imported: {reason(error)}"
         ) from error
 
 
 def _from_file(file: Path, attribute: str) -> object:
     if not file.is_file():
         raise InputError(f"{file}:{attribute}: no such file as {file}")
+    module = _run(file.resolve(), file.stat().st_mtime_ns)
+    if not hasattr(module, attribute):
+        names = [n for n in vars(module) if not n.startswith("_")]
+        raise InputError(f"{file} defines no {attribute!r}{nearest(attribute, names)}")
+    return getattr(module, attribute)
+
+
+@functools.cache
+def _run(file: Path, _: int) -> object:
+    """The module of a file as it was last changed; run once, however often it is named."""
     # A name of its own, so that no other module is hidden.
     name = f"recovery_probe_user_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise InputError(f"{file}:{attribute}: {file} is not a Python file")
+        raise InputError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{file}: fails when run: {type(error).__name__}: {error}") from error
-    if not hasattr(module, attribute):
-        names = [n for n in vars(module) if not n.startswith("_")]
-        raise InputError(f"{file} defines no {attribute!r}{nearest(attribute, names)}")
-    return cast(object, getattr(module, attribute))
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "AEIOUaeiou" else "a"
+    except AUTHORS as error:
+        raise InputError(f"{file}: fails when run: {reason(error)}") from error
+    return module

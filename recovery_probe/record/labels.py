@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -70,37 +71,14 @@ class Labels(xr.Index):
         }
 
 
-def time_labels(
-    time: str,
-    values: NDArray[np.integer],
-    schedule: NDArray[np.integer],
-    documents: int,
-    steps: int,
-    taken: frozenset[str] = frozenset(),
-) -> dict[str, tuple[str, NDArray[np.int64], dict[str, str]]]:
-    """Coordinates along `step` or `episodes_done`, by which to select and group: document trained
-    on, episode, epoch, and the place within. -1 (epoch 0) before any training. `taken` are names of
-    the same dataset: `document` becomes `trained_on` beside one of that name, `episode`
-    `in_episode`; others are left out."""
-    if time == "step":
-        episode, within = values // steps, values % steps
-        about = "step within its episode; first is 0"
-    else:
-        episode, within = values - 1, (values - 1) % documents
-        about = "place of the last episode within its epoch; first is 0"
-    before = episode < 0
-    order = np.append(schedule, -1)
-    found = {
-        "document" if "document" not in taken else "trained_on": (
-            np.where(before, -1, order[np.clip(episode, -1, len(schedule))]),
-            "document trained on" if time == "step" else "document trained on last; -1 for none",
-        ),
-        "episode" if "episode" not in taken else "in_episode": (episode, ABOUT["episode"]),
-        "epoch": (np.where(before, 0, episode // documents + 1), ABOUT["epoch"]),
-        "within": (np.where(before, -1, within), about),
-    }
+def module_coords(
+    modules: Sequence[str],
+) -> dict[str, tuple[str | tuple[str, ...], Any]]:
+    """Coordinates of a `module` dimension: its name, its block (-1 for none) and its kind
+    (`attn.q` of `blocks.3.attn.q`)."""
+    split = [re.match(r"blocks\.(\d+)\.(.*)", m) for m in modules]
     return {
-        name: (time, np.asarray(labels, dtype=np.int64), {"description": text, "units": "1"})
-        for name, (labels, text) in found.items()
-        if name not in taken
+        "name": ("module", list(modules)),
+        "block": ("module", [int(s[1]) if s else -1 for s in split]),
+        "kind": ("module", [s[2] if s else m for s, m in zip(split, modules, strict=True)]),
     }

@@ -10,23 +10,25 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import xarray as xr
 import zarr
+from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 
-from recovery_probe import config, labels, store
-from recovery_probe.config import Settings
+from recovery_probe import config
+from recovery_probe.documents import Documents
 from recovery_probe.errors import InputError
-from recovery_probe.run import Run, is_run
-
-if TYPE_CHECKING:
-    from recovery_probe.documents import Documents
-    from recovery_probe.recorders import Array
+from recovery_probe.record import labels, store
+from recovery_probe.record.blank import about, create, lay_out
+from recovery_probe.record.layout import FORMAT, TRAINING, Array, Timeline
+from recovery_probe.record.folder import is_run
+from recovery_probe.record.run import Run
+from recovery_probe.settings import Settings
 
 PACKAGES = ("recovery_probe", "torch", "transformers", "transformer-lens", "numpy", "zarr")
 
@@ -42,7 +44,7 @@ def check_vacant(path: Path, overwrite: bool) -> None:
                 "(overwrite=True), which deletes all that is in it"
             )
         if (path / "lock").exists():  # somebody writes there, or was killed
-            store.lock(path, _holder(path)).release()
+            store.lock(path, holder(path)).release()
         return
     if path.exists() or path.is_symlink():
         if not path.is_dir():
@@ -63,14 +65,11 @@ class Writer:
     context it lets go of the lock at the end, and of everything when it was not put in place.
     """
 
-    def __init__(
-        self, aside: Path, path: Path, settings: Settings, schedule: NDArray[np.int32]
-    ) -> None:
-        self.aside, self.path, self.settings, self.schedule = aside, path, settings, schedule
+    def __init__(self, folder: Path, path: Path, timeline: Timeline, lock: FileLock) -> None:
+        self.aside, self.path, self.timeline, self.lock = folder, path, timeline, lock
         self.provenance: dict[str, Any] = {}
-        self.lock = store.lock(aside, "another process")
         self._opened: dict[str, Any] = {}
-        self.in_place = False
+        self.in_place = folder == path
         self.rows = 0  # committed
 
     @classmethod
@@ -79,14 +78,14 @@ class Writer:
         path: Path,
         settings: Settings,
         documents: Documents,
-        schedule: NDArray[np.int32],
+        timeline: Timeline,
         *,
         provenance: dict[str, Any],
     ) -> Self:
         """Lay out a new run aside; `put_in_place` moves it to `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}-", dir=path.parent))
-        writer = cls(aside, path, settings, schedule)
+        writer = cls(aside, path, timeline, store.lock(aside, "another process"))
         try:
             aside.chmod(0o777 & ~_umask())
             (aside / "config.toml").write_text(config.to_toml(settings), encoding="utf-8")
@@ -99,9 +98,31 @@ class Writer:
                 **_versions(),
             }
             store.write_json(aside / "provenance.json", writer.provenance)
-            _lay_out(aside / "record.zarr", settings, documents, schedule)
+            lay_out(aside / "record.zarr", settings, documents, timeline)
         except BaseException:
             writer.__exit__()
+            raise
+        return writer
+
+    @classmethod
+    def reopen(cls, path: Path, done: int) -> Self:
+        """Go on with a run after `done` episodes, of those it has committed: what it has of later
+        ones does not count any more, and will be written over.
+
+        Raises `InputError` while somebody writes there, or where it has not got so far.
+        """
+        lock = store.lock(path, holder(path))
+        try:
+            run = Run(path)
+            if not 0 <= done <= run.episodes_done:
+                raise InputError(f"{path}: has {run.episodes_done} episodes, and not {done}")
+            writer = cls(path, path, run.timeline, lock)
+            writer.provenance = run.provenance | {"status": "running", "pid": os.getpid()}
+            store.write_json(path / "provenance.json", writer.provenance)
+            writer.group = zarr.open_group(writer.record, mode="r+", use_consolidated=False)
+            writer._count(done + 1)
+        except BaseException:
+            lock.release()
             raise
         return writer
 
@@ -127,10 +148,10 @@ class Writer:
         """
         check_vacant(self.path, overwrite)
         if is_run(self.path):
-            holder = _holder(self.path)
+            who = holder(self.path)
             if (self.path / "lock").exists():
-                print(f"note: {self.path} was left by {holder}, which is gone", file=sys.stderr)
-            with store.lock(self.path, holder):
+                print(f"note: {self.path} was left by {who}, which is gone", file=sys.stderr)
+            with store.lock(self.path, who):
                 shutil.rmtree(self.path)
         try:
             os.rename(self.aside, self.path)
@@ -148,22 +169,24 @@ class Writer:
         arrays: Mapping[str, Array],
         coords: Mapping[str, tuple[Any, Any]],
         due: Mapping[Any, NDArray[np.int64]],
+        attrs: Mapping[str, Any],
     ) -> None:
-        """Lay out a recorder's arrays for the whole run, in a group of its own."""
-        T, M = self.settings.documents.count, self.settings.steps
+        """Lay out a recorder's arrays for the whole run, in a group of its own. `attrs`: its
+        settings, for whoever reads them."""
+        T, M = self.timeline.documents, self.timeline.steps
         taken = frozenset([*arrays, *coords, *(d for a in arrays.values() for d in a.dims)])
         described: dict[str, Any] = {
-            n: (dims, values, _about(labels.ABOUT[n])) if n in labels.ABOUT else (dims, values)
+            n: (dims, values, about(labels.ABOUT[n])) if n in labels.ABOUT else (dims, values)
             for n, (dims, values) in coords.items()
         }
         sizes = {d: n for a in arrays.values() for d, n in zip(a.dims, a.shape, strict=True)}
         for dimension, size in sizes.items():
             if dimension in labels.NUMBERED and dimension not in described:
-                described[dimension] = (dimension, np.arange(size), _about(labels.ABOUT[dimension]))
+                described[dimension] = (dimension, np.arange(size), about(labels.ABOUT[dimension]))
         for time, values in due.items():
-            described[time] = (time, values, _about(labels.ABOUT[time]))
-            described |= labels.time_labels(time, values, self.schedule, T, M, taken)
-        store.write_zarr(xr.Dataset(coords=described), self.record, group=name)
+            described[time] = (time, values, about(labels.ABOUT[time]))
+            described |= self.timeline.labels(time, values, taken)
+        store.write_zarr(xr.Dataset(coords=described, attrs=dict(attrs)), self.record, group=name)
         group = zarr.open_group(self.record / name, mode="r+", use_consolidated=False)
         for array_name, array in arrays.items():
             # A chunk holds whole episodes: as many as stay small, since a commit rewrites it.
@@ -171,14 +194,14 @@ class Writer:
             dtype = np.dtype(array.dtype)
             size = int(np.prod(array.shape)) * dtype.itemsize
             episodes = max(1, min(T, 2**18 // max(1, size * per)))
-            _create(
+            create(
                 group,
                 array_name,
                 (rows, *array.shape),
                 (min(rows, episodes * per), *array.shape),
                 dtype.name,
                 (array.time, *array.dims),
-                _about(array.description, array.units) | {"covers": array.covers},
+                about(array.description, array.units) | {"covers": array.covers},
             )
         store.consolidate(self.record)
 
@@ -190,13 +213,15 @@ class Writer:
         """Row `row` of the losses (after that many episodes), and the training losses of the
         episode that led to it."""
         if train_loss:
-            start = (row - 1) * self.settings.steps
-            self._array("training/train_loss")[start : start + len(train_loss)] = np.asarray(
-                train_loss
-            )
-        self._array("training/losses")[row] = np.asarray(losses)
-        self._array("training/rows_committed")[...] = row + 1
-        self.rows = row + 1
+            start = (row - 1) * self.timeline.steps
+            written = self._array(f"{TRAINING}/train_loss")
+            written[start : start + len(train_loss)] = np.asarray(train_loss)
+        self._array(f"{TRAINING}/losses")[row] = np.asarray(losses)
+        self._count(row + 1)
+
+    def _count(self, rows: int) -> None:
+        self._array(f"{TRAINING}/rows_committed")[...] = rows
+        self.rows = rows
 
     def finish(self, status: str, message: str = "", **facts: Any) -> None:
         """Say how the run ended, in its provenance and in the record's own attributes."""
@@ -212,130 +237,12 @@ class Writer:
         return self._opened[name]
 
 
-def _holder(path: Path) -> str:
+def holder(path: Path) -> str:
     """Who writes a run directory, or wrote it, as far as its provenance can be read."""
     try:
         return Run(path).holder
     except InputError:
         return "another process"
-
-
-def _lay_out(
-    path: Path, settings: Settings, documents: Documents, schedule: NDArray[np.int32]
-) -> None:
-    """The arrays of a run that has not started, in the group `training`. The root holds none: a
-    group's times need not be those of another, and xarray's trees want them alike from parent to
-    child."""
-    T, E, M = settings.documents.count, settings.epochs, settings.steps
-    rows, total = E * T + 1, len(documents.texts)
-    episode = np.arange(E * T)
-    about = labels.ABOUT
-    static = xr.Dataset(
-        {
-            "document_of_episode": ("episode", schedule, _about("document each episode trains on")),
-            "tokens": (
-                ("document", "position"),
-                documents.tokens,
-                _about("token ids; 0 past a document's length"),
-            ),
-            "length": ("document", documents.lengths, _about("real tokens", "tokens")),
-            "name": ("document", _clean([t.name for t in documents.texts]), _about("its source's")),
-            "digest": ("document", documents.digests, _about("SHA-256 of the text")),
-            "excerpt": (
-                "document",
-                _clean([t.text[:200] for t in documents.texts]),
-                _about("first 200 characters"),
-            ),
-        },
-        coords={
-            "document": ("document", np.arange(total), _about(about["document"])),
-            "held_out": ("document", np.arange(total) >= T, _about("never trained on")),
-            "position": (
-                "position",
-                np.arange(documents.tokens.shape[1]),
-                _about(about["position"]),
-            ),
-            "episodes_done": ("episodes_done", np.arange(rows), _about(about["episodes_done"])),
-            "episode": ("episode", episode, _about(about["episode"])),
-            "epoch": ("episode", episode // T + 1, _about(about["epoch"])),
-            "step": ("step", np.arange(E * T * M), _about(about["step"])),
-        },
-        attrs={
-            "description": "only the first rows_committed rows of losses, and the steps of that "
-            "many episodes less one, count",
-        },
-    )
-    store.write_zarr(static, path, group="training")
-    group = zarr.open_group(path / "training", mode="r+", use_consolidated=False)
-    _create(
-        group,
-        "losses",
-        (rows, total),
-        (min(T, rows), total),
-        "float64",
-        ("episodes_done", "document"),
-        _about("mean token cross-entropy after each episode; row 0 untrained", "nats"),
-    )
-    _create(
-        group,
-        "train_loss",
-        (E * T * M,),
-        (M * T,),
-        "float64",
-        ("step",),
-        _about("loss of the training document right before each step", "nats"),
-    )
-    counted = _about("rows of losses that count, from the start", "rows")
-    _create(group, "rows_committed", (), (), "int64", (), counted)
-    root = zarr.open_group(path, mode="r+", use_consolidated=False)
-    root.attrs.update(
-        {
-            "description": "recovery_probe run: what was trained is in the group training, what a "
-            "recorder wrote in a group of its name",
-            "status": "running",
-            "recovery_probe": importlib.metadata.version("recovery_probe"),
-            "seed": settings.seed,
-            "epochs": E,
-            "documents": T,
-            "steps_per_episode": M,
-            "optimizer": settings.optimizer.name,
-            "lr": settings.optimizer.lr,
-            "schedule": settings.schedule.kind,
-        }
-    )
-    store.consolidate(path)
-
-
-def _create(
-    group: Any,
-    name: str,
-    shape: tuple[int, ...],
-    chunks: tuple[int, ...],
-    dtype: str,
-    dims: tuple[str, ...],
-    attributes: dict[str, Any],
-) -> None:
-    """An array without values: NaN, or 0 for what is no real number."""
-    group.create_array(
-        name,
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        fill_value=np.nan if np.issubdtype(np.dtype(dtype), np.floating) else 0,
-        dimension_names=dims,
-        attributes=attributes,
-        compressors=store.COMPRESSORS,
-        config=store.KEEP_EMPTY,
-    )
-
-
-def _about(description: str, units: str = "1") -> dict[str, Any]:
-    return {"description": description, "units": units}
-
-
-def _clean(values: list[str]) -> list[str]:
-    """Without the lone surrogates that text read from JSON can hold and UTF-8 cannot."""
-    return [v.encode("utf-8", "replace").decode("utf-8") for v in values]
 
 
 def _umask() -> int:

@@ -15,6 +15,7 @@ import functools
 import html
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +25,17 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from recovery_probe import config, labels, stats, store
-from recovery_probe.config import Settings
+from recovery_probe import config, plugins, stats
 from recovery_probe.errors import Damaged, InputError, Missing, NotRecorded
+from recovery_probe.record import labels, store
+from recovery_probe.record.folder import checkpoint_folder, checkpoints, is_run
+from recovery_probe.record.layout import EPISODE, FORMAT, STEP, TRAINING, Timeline
+from recovery_probe.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from recovery_probe.models import Model
-
-TRAINING = "training"  # the group of the record that is no recorder's
 
 
 class Run:
@@ -48,7 +50,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config: Settings = config.load(path / "config.toml")
+        self.config: Settings = config.read(path / "config.toml")
         with store.reading(path / "provenance.json"):
             self.provenance: dict[str, Any] = json.loads(
                 (path / "provenance.json").read_text("utf-8")
@@ -59,15 +61,29 @@ class Run:
                 raise ValueError("it holds no settings")
         # First of all, and once: rows that are written meanwhile do not count for this reader.
         with store.reading(path / "record.zarr"):
-            counted = zarr.open_array(path / "record.zarr" / TRAINING / "rows_committed", mode="r")
-            self._rows = int(counted[()])  # type: ignore[arg-type]
-        total = self.config.epochs * self.config.documents.count + 1
+            root = zarr.open_group(path / "record.zarr", mode="r")
+            self._check_format(root.attrs.get("format"))
+            counted: Any = root[f"{TRAINING}/rows_committed"]
+            schedule: Any = root[f"{TRAINING}/document_of_episode"]
+            self._rows, total = int(counted[()]), schedule.shape[0] + 1
         cut_short = self.provenance["status"] == "complete" and self._rows != total
         if cut_short or not 0 <= self._rows <= total:
             raise Damaged(
                 f"{path}: damaged: rows_committed is {self._rows}, where a run of {total - 1} "
                 f"episodes that is {self.provenance['status']} has another; bring back a copy, or "
                 "train again"
+            )
+
+    def _check_format(self, found: Any) -> None:
+        if found is None:
+            raise InputError(
+                f"{self.path}: its record says no format: it was written before there was one, "
+                "and cannot be read; train again"
+            )
+        if not isinstance(found, int) or found > FORMAT:
+            raise InputError(
+                f"{self.path}: its record is of format {found}, and this version reads up to "
+                f"{FORMAT}: install a newer recovery_probe"
             )
 
     @functools.cached_property
@@ -95,9 +111,8 @@ class Run:
             if not np.isfinite(values[:rows]).all():
                 raise ValueError(f"some of its first {rows} rows are not finite")
         counted = xr.DataArray(np.arange(values.sizes[time]) < rows, dims=time)
-        T, M = self.config.documents.count, self.config.steps
         taken = frozenset(map(str, values.dims))
-        places = labels.time_labels(time, values[time].values, self.schedule.values, T, M, taken)
+        places = self.timeline.labels(time, values[time].values, taken)
         return values.where(counted).assign_attrs(values.attrs).assign_coords(places)
 
     @functools.cached_property
@@ -105,6 +120,11 @@ class Run:
         """(episode,): the document of each episode, planned for the whole run."""
         with store.reading(f"{self.path}: document_of_episode"):
             return self.record.document_of_episode.load()
+
+    @property
+    def timeline(self) -> Timeline:
+        """When what is trained on."""
+        return Timeline(self.schedule.values, self.config.documents.count, self.config.steps)
 
     @property
     def episodes_done(self) -> int:
@@ -124,9 +144,9 @@ class Run:
         return "process {} on {}".format(*(self.provenance.get(n, "?") for n in ("pid", "host")))
 
     @property
-    def edits(self) -> list[str]:
-        """The hooks that changed training, as `name@pattern (may edit)`."""
-        return [h for h in self.provenance.get("hooks", []) if h.endswith("(may edit)")]
+    def interventions(self) -> tuple[str, ...]:
+        """What changed its training, beside documents, model, schedule and optimizer."""
+        return self.config.interventions
 
     @functools.cached_property
     def recorders(self) -> list[str]:
@@ -153,7 +173,7 @@ class Run:
             self._check_chunks(name)
             dataset = xr.open_zarr(self.path / "record.zarr", group=name)
             M = self.config.steps
-            for time, rows in (("step", self.episodes_done * M), ("episodes_done", self._rows)):
+            for time, rows in ((STEP, self.episodes_done * M), (EPISODE, self._rows)):
                 if time in dataset.coords:
                     dataset = dataset.isel({time: self._which(dataset, time, rows)})
             for n, variable in dataset.variables.items():
@@ -197,7 +217,7 @@ class Run:
                         array[start : start + step]
 
     def __getattr__(self, name: str) -> xr.Dataset:
-        if not name.startswith("_") and (name in config.RECORDERS or name in self.recorders):
+        if not name.startswith("_") and (name in known_recorders() or name in self.recorders):
             try:
                 return self.recorder(name)
             except Missing as off:  # so that hasattr answers
@@ -270,10 +290,10 @@ class Run:
 
     @property
     def controls(self) -> list[Run]:
-        """The matched control trained with this run, when there is one."""
-        name = self.provenance.get("control")
-        path = Path(os.path.normpath(self.path / name)) if name else None
-        return [open_run(path)] if path and is_run(path) else []
+        """The controls trained with this run, those that are there."""
+        names = self.provenance.get("controls", [])
+        paths = [Path(os.path.normpath(self.path / name)) for name in names]
+        return [open_run(path) for path in paths if is_run(path)]
 
     @property
     def recovery(self) -> float:
@@ -301,9 +321,14 @@ class Run:
             "model": sizes if m.source == "random" else m.source,
             "documents": f"{c.documents.count} + {c.documents.held_out} held out, "
             f"{c.documents.tokens} tokens, {c.documents.source}",
-            "schedule": f"{c.schedule.kind}, {c.epochs} epochs, {c.steps} steps per episode",
-            "optimizer": f"{c.optimizer.name}, lr {c.optimizer.lr:g}"
+            "schedule": f"{_described(c.schedule.kind, c.schedule.own)}, {c.epochs} epochs, "
+            f"{c.steps} steps per episode",
+            "optimizer": _described(c.optimizer.name, c.optimizer.own)
             + (", state reset each episode" if c.optimizer.reset else ""),
+            "interventions": "; ".join(
+                _described(n, c.tables.get(plugins.key_of(n), {})) for n in c.interventions
+            )
+            or "none",
             "recorders": ", ".join([*self.recorders, *self.provenance.get("hooks", [])]) or "none",
             "recovery so far": "none yet" if np.isnan(self.recovery) else f"{self.recovery:.2f}",
             "record": f"{size / 1e6:.1f} MB",
@@ -319,6 +344,12 @@ class Run:
             for name, value in self.summary().items()
         )
         return f"<table>{rows}</table>"
+
+
+@functools.cache
+def known_recorders() -> frozenset[str]:
+    """Recorders that are installed: one that was off is no misspelt attribute."""
+    return frozenset(plugins.installed("recorders"))
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -355,20 +386,12 @@ def open_runs(path: str | os.PathLike[str]) -> list[Run]:
     return [open_run(folder)]
 
 
-def is_run(path: Path) -> bool:
-    """Whether a directory has what every run has."""
-    return all((path / name).exists() for name in ("config.toml", "provenance.json", "record.zarr"))
-
-
-def checkpoint_folder(run: Path, episodes_done: int) -> Path:
-    """Where the weights after that many episodes lie."""
-    return run / "checkpoints" / f"episodes-{episodes_done:05d}"
-
-
-def checkpoints(run: Path) -> list[int]:
-    """Episodes done at every checkpoint of a run, in order."""
-    numbers = (f.name.removeprefix("episodes-") for f in (run / "checkpoints").glob("episodes-*"))
-    return sorted(int(n) for n in numbers if n.isdecimal())
+def _described(name: str, settings: Mapping[str, Any]) -> str:
+    """`sgd, lr 0.1`: a plug-in and those of its settings that say something."""
+    values = (
+        f"{n} {v:g}" if isinstance(v, float) else f"{n} {v}" for n, v in settings.items() if v
+    )
+    return ", ".join([name, *values])
 
 
 def recovery_so_far(losses: NDArray[Any], schedule: NDArray[Any]) -> float:

@@ -1,0 +1,33 @@
+"""Stochastic gradient descent; plain descent without momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge, Gt, Lt
+
+from recovery_probe.optimizers import Optimizer
+from recovery_probe.plugins import settings_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class SGD(Optimizer):
+    """`torch.optim.SGD`, one kernel for each step."""
+
+    name = "sgd"
+
+    # learning rate, above 0
+    lr: Annotated[float, Gt(0)] = 0.1
+    # share of the last update that is kept, from 0 to below 1
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
+    # L2 penalty
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+
+    def make(self, parameters: list[Any]) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.SGD(parameters, fused=True, **settings_of(self))

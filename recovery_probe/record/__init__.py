@@ -1,0 +1,1 @@
+"""The run directory: how it lies on the disk, who writes it, who reads it. Imports no torch."""

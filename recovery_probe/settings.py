@@ -1,0 +1,157 @@
+"""The settings of a run: typed, each with its comment, the same names in TOML and on the
+command line (`[optimizer] lr = 0.1` is `--optimizer.lr 0.1`).
+
+Those of plug-ins belong to the plug-ins' classes; here they are plain data, so that any run can be
+read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+from annotated_types import Ge, Le, Lt
+
+from recovery_probe.plugins import STRICT
+
+# What a setting decides, where that is not the numbers of a run: what is written of them, or where
+# and how fast they are computed (of the numbers, the last digits).
+WATCH, EXECUTION = {"role": "watch"}, {"role": "execution"}
+
+
+class Table(dict[str, Any]):
+    """The settings of a plug-in as plain data: `table.lr` is `table["lr"]`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no setting {name!r}; there are {', '.join(self) or 'none'}")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A part of the settings that names a plug-in, whose own settings stand beside the name: as
+    attributes, and in the same table."""
+
+    own: Table = field(default_factory=Table, kw_only=True)
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "own":
+            raise AttributeError(name)
+        return getattr(self.own, name)
+
+
+@dataclass(frozen=True)
+class Documents(Chosen):
+    """What is read, over and over."""
+
+    # python-topics (built in), a .txt, .jsonl or .npy file, a folder, lee, hf:NAME[:CONFIG][:FIELD],
+    # or another installed source
+    source: str = "python-topics"
+    # T, documents trained on; at least 2
+    count: Annotated[int, Ge(2)] = 20
+    # C, tokens kept of each document, at least 2; shorter ones are padded, the padding masked
+    tokens: Annotated[int, Ge(2), Le(2**20)] = 64
+    # H, documents evaluated like the others and never trained on
+    held_out: Annotated[int, Ge(0)] = 5
+    # leave out documents with fewer tokens than this, at least 2
+    min_tokens: Annotated[int, Ge(2)] = 2
+    # read at most this many documents of the source, from its start; at least 2
+    pool: Annotated[int, Ge(2), Le(10**9)] = 1000
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    # random (sizes below), a hub name, a local folder, or a .gguf file
+    source: str = "random"
+    # branch, tag or commit of a hub name
+    revision: str = "main"
+    # random: any causal architecture transformers knows (gpt_neox, llama, gpt2, ...)
+    architecture: str = "gpt_neox"
+    # random: width of the residual stream; the MLP is four times as wide
+    width: Annotated[int, Ge(1), Le(2**20)] = 256
+    # random: number of blocks
+    depth: Annotated[int, Ge(1), Le(1000)] = 6
+    # random: attention heads per block
+    heads: Annotated[int, Ge(1)] = 4
+    # random: size of the byte-level BPE vocabulary trained on the built-in documents, 257 or more;
+    # they make some 9000 entries at most, and embeddings beyond those are never read
+    vocabulary: Annotated[int, Ge(257), Le(2**20)] = 4096
+    # random: the paper's scheme, or the one of the transformers library
+    init: Literal["paper", "library"] = "paper"
+    # own: each dropout as the model's configuration has it; a number: that probability for all
+    dropout: Literal["own"] | Annotated[float, Ge(0), Lt(1)] = "own"
+    # number format of weights and arithmetic
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
+class Schedule(Chosen):
+    """Which document each episode trains on."""
+
+    # cyclic: the same order every epoch; shuffled: a new order every epoch; or another installed
+    # schedule, or file.py:CLASS
+    kind: str = "cyclic"
+
+
+@dataclass(frozen=True)
+class Optimizer(Chosen):
+    """How a gradient becomes an update."""
+
+    # sgd (plain descent without momentum), adam, adamw, another installed one, or file.py:CLASS
+    name: str = "sgd"
+    # start each episode with a fresh state
+    reset: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a run computes."""
+
+    # decides the choice and order of documents, the shuffles, the initial weights, dropout
+    seed: Annotated[int, Ge(0)] = 0
+    # E, passes over the documents; at least 1
+    epochs: Annotated[int, Ge(1)] = 6
+    # M, gradient steps per episode; at least 1
+    steps: Annotated[int, Ge(1)] = 10
+    # auto, cpu, cuda, cuda:1, mps
+    device: str = field(default="auto", metadata=EXECUTION)
+    # documents evaluated at once; changes memory and speed, and losses in the last digit only
+    eval_batch: Annotated[int, Ge(1)] = field(default=8, metadata=EXECUTION)
+    # threads on the CPU; 0 for torch's own choice. Give each of several runs at once its own few:
+    # together they wait for one another. Changes speed, and losses in the last digit only
+    threads: Annotated[int, Ge(0), Le(1024)] = field(default=0, metadata=EXECUTION)
+    # what is recorded beside losses: installed names, or file.py:CLASS
+    recorders: tuple[str, ...] = field(
+        default=("token_losses", "residual_stream", "gradients", "weight_deltas", "checkpoints"),
+        metadata=WATCH,
+    )
+    # what changes training, in this order at every moment: installed names, or file.py:CLASS
+    interventions: tuple[str, ...] = ()
+    # size of the sketch of a module's gradient or update, 1 to 4096; errors of cosines fall as
+    # 1/sqrt of it
+    sketch: Annotated[int, Ge(1), Le(4096)] = field(default=127, metadata=WATCH)
+    # what is read, over and over
+    documents: Documents = field(default_factory=Documents)
+    # the network
+    model: Model = field(default_factory=Model)
+    # which document each episode trains on
+    schedule: Schedule = field(default_factory=Schedule)
+    # how a gradient becomes an update
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    # settings of recorders and interventions: the name of each -> its table
+    tables: dict[str, Table] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+    def __getattr__(self, name: str) -> Table:
+        if not name.startswith("_") and name != "tables" and name in self.tables:
+            return self.tables[name]
+        raise AttributeError(f"no settings called {name!r}")
