@@ -123,7 +123,7 @@ def test_absurd_sizes_are_refused_before_anything_is_built(
     model: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", None)
-    monkeypatch.setattr("recovery_probe.sources.train_tokenizer", None)
+    monkeypatch.setattr("recovery_probe.models.sources.train_tokenizer", None)
     with pytest.raises(rp.InputError, match=said):
         models.load(tiny(model=model))
 

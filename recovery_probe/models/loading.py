@@ -22,12 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from recovery_probe import sources
+from recovery_probe.models import sources
 from recovery_probe.config import Model as ModelSettings
 from recovery_probe.config import Settings, torch_seed
 from recovery_probe.errors import InputError
-from recovery_probe.sources import name_of, refused
-from recovery_probe.sources import train_tokenizer as train_tokenizer
+from recovery_probe.models.sources import name_of, refused
+from recovery_probe.models.sources import train_tokenizer as train_tokenizer
 
 # Largest difference of logits, relative to the largest logit, that is put down to rounding. (Some
 # architectures turn and normalise in float32 whatever the weights are.)
