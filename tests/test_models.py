@@ -183,3 +183,27 @@ def test_a_norms_hook_points_fire_when_hooked(architecture: str) -> None:
     normalized, scale, x = (seen[point] for point in points)
     centred = x - x.mean(-1, keepdim=True) if architecture == "gpt_neox" else x
     torch.testing.assert_close(normalized * scale, centred, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_losses_are_transformers_own_of_each_document_without_its_padding(
+    dtype: str, tmp_path: Path
+) -> None:
+    model = models.load(tiny(model={"architecture": "llama", "dtype": dtype}))
+    model.save(tmp_path / "model")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype)
+    lengths = torch.tensor([24, 2, 17])
+    mask = torch.arange(24) < lengths[:, None]
+    tokens = torch.randint(512, (3, 24), generator=torch.Generator().manual_seed(0))
+    inputs = {"tokens": tokens.where(mask, 0), "mask": mask}
+    tolerance = {"atol": 1e-5 if dtype == "float32" else 5e-2, "rtol": 0}
+    losses, each = model.losses(inputs), model.token_losses(inputs)
+    assert losses.dtype == each.dtype == torch.float32
+    for i, length in enumerate(lengths.tolist()):
+        row = tokens[i : i + 1, :length]
+        torch.testing.assert_close(losses[i], plain(row, labels=row).loss, **tolerance)
+        for position in range(1, length):  # of the token there, given those before it
+            expected = plain(row[:, :position]).logits[0, -1].float().log_softmax(-1)
+            torch.testing.assert_close(each[i, position], -expected[row[0, position]], **tolerance)
+    assert each[:, 0].eq(0).all()
+    assert each[~mask].eq(0).all()

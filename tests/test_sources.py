@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe import models
+from recovery_probe.models import loading
 
 CODE = """
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_absurd_sizes_are_refused_before_anything_is_built(
     model: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", None)
-    monkeypatch.setattr("recovery_probe.sources.train_tokenizer", None)
+    monkeypatch.setattr("recovery_probe.models.sources.train_tokenizer", None)
     with pytest.raises(rp.InputError, match=said):
         models.load(tiny(model=model))
 
@@ -185,9 +186,9 @@ def test_a_trained_weight_that_could_not_be_saved_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Phi-3's gate is split by the bridge. Were the split a copy, what is saved would be stale."""
-    once = models._once
+    once = loading._once
     monkeypatch.setattr(
-        models, "_once", lambda items: {n: t for n, t in once(items).items() if "gate" not in n}
+        loading, "_once", lambda items: {n: t for n, t in once(items).items() if "gate" not in n}
     )
     with pytest.raises(rp.InputError, match=r"could not be saved.*blocks\.0\.mlp\.gate\.weight"):
         models.load(tiny(model={"architecture": "phi3", "init": "library"}))

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from recovery_probe import documents
 from recovery_probe.config import Model as ModelSettings
 from recovery_probe.config import nearest
 from recovery_probe.documents import quiet_hub
 from recovery_probe.errors import InputError
+from recovery_probe.models.tokenizer import train_tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
 # What configurations call the width inside an MLP: the usual name, OPT's, that of experts.
 MLP_WIDTHS = (
     "intermediate_size",
@@ -213,25 +212,6 @@ def _check_memory(wanted: ModelSettings) -> None:
             f"{name_of(wanted)}: its weights take at least {needed / 1e9:.0f} GB, and this "
             f"machine has {there / 1e9:.0f} GB of memory"
         )
-
-
-def train_tokenizer(vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer trained on the built-in documents, all of them."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator((d.text for d in documents.python_topics()), trainer)
-    end = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, **end)
 
 
 @contextmanager

@@ -1,0 +1,28 @@
+"""The tokenizer of a model with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recovery_probe import documents
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer trained on the built-in documents, all of them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((d.text for d in documents.python_topics()), trainer)
+    end = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **end)
