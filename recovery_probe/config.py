@@ -155,6 +155,11 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return result
 
 
+def check(settings: Settings) -> Settings:
+    """The same settings, checked and complete; for settings built by hand."""
+    return from_dict(to_dict(settings))
+
+
 def changed(settings: Settings, **changes: Any) -> Settings:
     """Settings with other values, by name or dotted name: `changed(s, **{"optimizer.lr": .05})`.
 

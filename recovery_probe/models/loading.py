@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recovery_probe.config import Model as ModelSettings
-from recovery_probe.config import Settings, torch_seed
+from recovery_probe.settings import Model as ModelSettings
+from recovery_probe.seeds import torch_seed
+from recovery_probe.settings import Settings
 from recovery_probe.errors import InputError
 from recovery_probe.models import bridge, init, sources, text
 from recovery_probe.models.devices import lent_generators, pick_device

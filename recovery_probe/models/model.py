@@ -42,7 +42,7 @@ class Model:
         """Token ids as the model's own tokenizer gives them, with the special tokens that it adds
         and none that the text spells out. Raises `InputError` for one without an embedding."""
         ids = list(self.tokenizer(text, verbose=False, split_special_tokens=True)["input_ids"])
-        known = len(self.parameters["embed.weight"])
+        known = self.vocabulary
         if ids and max(ids) >= known:
             raise InputError(
                 f"model.source: its tokenizer makes token {max(ids)}, and its network has "
@@ -50,19 +50,28 @@ class Model:
             )
         return ids
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there is an embedding of."""
+        return len(self.parameters["embed.weight"])
+
     def logits(self, inputs: Inputs) -> Tensor:
         """(documents, C, vocabulary), in the network's own number format."""
         return text.logits(self.bridge, inputs)
 
-    def token_losses(self, inputs: Inputs) -> Tensor:
+    def token_losses(self, inputs: Inputs, shown: Inputs | None = None) -> Tensor:
         """(documents, C): cross-entropy of the token at each position given those before it,
-        nats; 0 at position 0 and where there is no token. Of the mode the model is in."""
-        return text.token_losses(self.logits(inputs), inputs)
+        nats; 0 at position 0 and where there is no token. Of the mode the model is in. `shown`:
+        what the network is given instead."""
+        return text.token_losses(self.logits(inputs if shown is None else shown), inputs)
 
-    def losses(self, inputs: Inputs) -> Tensor:
-        """(documents,): the mean of `token_losses` over a document's tokens but the first, nats.
-        Of the mode the model is in."""
-        return text.means(self.token_losses(inputs), inputs)
+    def losses(self, inputs: Inputs, shown: Inputs | None = None) -> Tensor:
+        """(documents,): the mean of `token_losses` over a document's tokens but the first, nats."""
+        return self.mean_losses(self.token_losses(inputs, shown), inputs)
+
+    def mean_losses(self, token_losses: Tensor, inputs: Inputs) -> Tensor:
+        """(documents,): their mean over a document's tokens but the first, nats."""
+        return text.means(token_losses, inputs)
 
     @property
     def nbytes(self) -> int:

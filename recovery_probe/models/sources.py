@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from recovery_probe.config import Model as ModelSettings
-from recovery_probe.config import nearest
-from recovery_probe.documents import quiet_hub
+from recovery_probe.settings import Model as ModelSettings
+from recovery_probe.spelling import nearest
+from recovery_probe.hub import quiet_hub
 from recovery_probe.errors import InputError
 from recovery_probe.models.tokenizer import train_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recovery_probe import documents
+from recovery_probe.documents.topics import python_topics
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -23,6 +23,6 @@ def train_tokenizer(vocabulary: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator((d.text for d in documents.python_topics()), trainer)
+    bpe.train_from_iterator((d.text for d in python_topics()), trainer)
     end = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **end)

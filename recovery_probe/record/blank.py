@@ -65,6 +65,7 @@ def lay_out(path: Path, settings: Settings, documents: Documents, timeline: Time
             "step": ("step", np.arange(timeline.total), about(labels.ABOUT["step"])),
         },
         attrs={
+            "inputs": list(documents.inputs),
             "description": "only the first rows_committed rows of losses, and the steps of that "
             "many episodes less one, count",
         },

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from recovery_probe.errors import InputError
-from recovery_probe.recorders import (
-    STEP,
-    Array,
-    Hook,
-    Layout,
-    Points,
-    Recorder,
-    Rows,
-    RunInfo,
-    Step,
-    shapes_at,
-)
+from recovery_probe.record.layout import STEP, Array
+from recovery_probe.recorders import Hook, Layout, Recorder, Rows, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recovery_probe.training import Training
 
 
+@dataclass
 class AttentionPatterns(Recorder):
     """`entropy` (step, block, head), nats: mean over the real query positions of the entropy of
     each one's pattern. `pattern` (step, block, head, query, key), with
@@ -29,11 +23,19 @@ class AttentionPatterns(Recorder):
 
     name = "attention_patterns"
 
-    def start(self, run: RunInfo) -> Layout:
-        wanted, bridge = run.settings.attention_patterns, run.model.bridge
-        blocks, positions = len(bridge.blocks), run.tokens.shape[1]
+    # step, N steps, episode (its first step) or epoch
+    every: str = "step"
+    # keep the patterns too, not their entropy alone
+    patterns: bool = False
+
+    def start(self, training: Training) -> Layout:
+        from recovery_probe.hooking import shapes_at
+        from recovery_probe.recorders.points import Points
+
+        bridge = training.model.bridge
+        blocks, positions = len(bridge.blocks), training.documents.mask.shape[1]
         points = [f"blocks.{i}.attn.hook_pattern" for i in range(blocks)]
-        shapes = {shape[1:] for shape in shapes_at(run, points).values()}
+        shapes = {shape[1:] for shape in shapes_at(training, points).values()}
         if not all(s[1:] == (positions, positions) for s in shapes) or len(shapes) > 1:
             raise InputError(
                 f"attention_patterns: patterns of shape {sorted(shapes)} are not one "
@@ -41,14 +43,13 @@ class AttentionPatterns(Recorder):
                 "--no-record attention_patterns"
             )
         heads = next(iter(shapes), (bridge.cfg.n_heads,))[0]
-        self.patterns = wanted.patterns
         self.entropy, self.kept = Points(points), Points(points)
         arrays = {
             "entropy": Array(
                 STEP, ("block", "head"), (blocks, heads), "mean entropy of attention", "nats"
             )
         }
-        if wanted.patterns:
+        if self.patterns:
             arrays["pattern"] = Array(
                 STEP,
                 ("block", "head", "query", "key"),
@@ -57,11 +58,15 @@ class AttentionPatterns(Recorder):
                 dtype="float16",
             )
         hooks = tuple(Hook(point, self.training) for point in points)
-        return Layout(arrays, every={STEP: wanted.every}, hooks=hooks)
+        return Layout(arrays, every={STEP: self.every}, hooks=hooks)
 
     def training(self, pattern: Tensor, *, hook: Any, moment: Step) -> None:
+        import torch
+        from einops import reduce
+
         p = pattern.detach()[0]  # (head, query, key)
-        entropy = torch.special.entr(p[:, : moment.length].float()).sum(-1).mean(-1)
+        each = torch.special.entr(p[:, : moment.length].float())
+        entropy = reduce(each, "head query key -> head query", "sum").mean(-1)
         self.entropy.put(hook.name, entropy)
         if self.patterns:
             self.kept.put(hook.name, p.half())

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from recovery_probe.recorders import EPISODE, Episode, Layout, Recorder, Rows, RunInfo, times
-from recovery_probe.run import checkpoint_folder, checkpoints
+from annotated_types import Ge
+
+from recovery_probe.record.folder import checkpoint_folder, checkpoints
+from recovery_probe.record.layout import EPISODE
+from recovery_probe.recorders import Episode, Layout, Recorder, Rows
+
+if TYPE_CHECKING:
+    from recovery_probe.training import Training
 
 
+
+@dataclass
 class Checkpoints(Recorder):
     """`RUN/checkpoints/episodes-00020` after 20 episodes: written aside, renamed when whole. The
     weights at the end of the run are always kept."""
 
     name = "checkpoints"
 
-    def start(self, run: RunInfo) -> Layout:
-        wanted = run.settings.checkpoints
-        self.path, self.keep = run.path, wanted.keep
-        self.due = {*times(wanted.every, run.settings, EPISODE).tolist(), len(run.schedule)}
+    # episode, N episodes or epoch; the untrained weights are always the first
+    every: str = "epoch"
+    # how many of the latest to keep; 0 for all
+    keep: Annotated[int, Ge(0)] = 0
+
+    def start(self, training: Training) -> Layout:
+        timeline, self.path = training.timeline, training.path or Path()
+        self.due = {*timeline.due(self.every, EPISODE).tolist(), timeline.episodes}
         count = len(self.due)
         # The oldest goes once the latest is whole.
-        most = min(wanted.keep + 1, count) if wanted.keep else count
-        return Layout(files=most * run.model.nbytes)
+        most = min(self.keep + 1, count) if self.keep else count
+        return Layout(files=most * training.model.nbytes)
 
     def after_episode(self, episode: Episode) -> Rows:
         if episode.done not in self.due:

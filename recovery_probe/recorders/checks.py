@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recovery_probe.errors import HookError, InputError
-from recovery_probe.recorders import EPISODE, STEP, Array, Layout, Recorder
-from recovery_probe.run import Run
+from recovery_probe.record.layout import EPISODE, STEP, TRAINING, Array
+from recovery_probe.record.run import Run
+from recovery_probe.recorders import Layout, Recorder
 
 # What a run holds itself: an attribute of it could not be a recorder's group. (The recorder of
 # checkpoints writes files, and the attribute tells of them.)
-RESERVED = {*dir(Run), "path", "config", "provenance", "training"} - {"checkpoints"}
+RESERVED = {*dir(Run), "path", "config", "provenance", TRAINING} - {"checkpoints"}
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # kinds of numbers; a row may be stored as a higher one
 
 

@@ -8,32 +8,24 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from recovery_probe import plugins
-from recovery_probe.config import Settings
 from recovery_probe.errors import HookError, InputError
-from recovery_probe.recorders import (
-    EPISODE,
-    STEP,
-    Episode,
-    Hook,
-    Recorder,
-    Rows,
-    RunInfo,
-    Step,
-    as_array,
-    hooked,
-    shapes_at,
-    times,
-)
+from recovery_probe.hooking import hooked, shapes_at
+from recovery_probe.interventions.acting import Interventions
+from recovery_probe.moments import Episode, Step
+from recovery_probe.plugins import AUTHORS, reason
+from recovery_probe.record.layout import EPISODE, STEP
+from recovery_probe.record.writer import Writer
+from recovery_probe.recorders import Hook, Recorder, Rows
 from recovery_probe.recorders.checks import (
     Watch,
     check_layout,
@@ -42,32 +34,29 @@ from recovery_probe.recorders.checks import (
     misfit,
     untouched,
 )
-
-if TYPE_CHECKING:
-    from recovery_probe.writer import Writer
-
-AUTHORS = (Exception, SystemExit)  # what a recorder may raise, whoever wrote it
+from recovery_probe.settings import Settings
+from recovery_probe.training import Training
 
 
 class _Watched:
     """A recorder at work: its layout, when it is due, the rows it has given, the time it took."""
 
-    def __init__(self, recorder: Recorder, info: RunInfo) -> None:
+    def __init__(self, recorder: Recorder, training: Training) -> None:
         self.recorder, self.name = recorder, recorder.name
         try:
-            self.layout = recorder.start(info)
+            self.layout = recorder.start(training)
         except (InputError, HookError):
             raise
         except AUTHORS as error:
             raise InputError(
                 f"recorder {self.name} cannot start with this model and these settings: "
-                f"{_told(error)}; leave it out: --no-record {self.name}"
+                f"{reason(error)}; leave it out: --no-record {self.name}"
             ) from error
         check_layout(self.name, self.layout)
         every = {STEP: "step", EPISODE: "episode", **self.layout.every}
-        self.due = {d: times(every[d], info.settings, d) for d in (STEP, EPISODE)}
-        self.steps = info.settings.steps  # M
-        self.total = len(info.schedule) * self.steps
+        timeline = training.timeline
+        self.due = {d: timeline.due(every[d], d) for d in (STEP, EPISODE)}
+        self.steps, self.total = timeline.steps, timeline.total
         self.seconds = 0.0
         self.rows: dict[str, dict[int, Any]] = defaultdict(dict)  # array -> row -> value
         self.given: dict[str, set[int]] = {array: set() for array in self.layout.arrays}
@@ -94,7 +83,7 @@ class _Watched:
             raise
         except AUTHORS as error:
             raise HookError(
-                f"recorder {self.name} failed at {dimension} {time_}: {_told(error)}"
+                f"recorder {self.name} failed at {dimension} {time_}: {reason(error)}"
             ) from error
         if rows is not None:
             self._keep(rows, row, f"at {dimension} {time_}")
@@ -114,7 +103,7 @@ class _Watched:
             except AUTHORS as error:
                 raise HookError(
                     f"recorder {self.name} gave {name!r} {when} as a {type(value).__name__} that "
-                    f"cannot be read: {_told(error)}"
+                    f"cannot be read: {reason(error)}"
                 ) from error
             if wrong:
                 raise HookError(f"recorder {self.name} gave {name!r} {when} {wrong}")
@@ -158,15 +147,15 @@ class Recording:
     changes weights, gradients or activations.
     """
 
-    def __init__(self, recorders: Iterable[Recorder], info: RunInfo) -> None:
-        self.info = info
+    def __init__(
+        self, recorders: Iterable[Recorder], training: Training, interventions: Interventions
+    ) -> None:
+        self.training, self.interventions = training, list(interventions.edits)
         recorders = list(recorders)
         check_names(recorders)
-        self.watched = [_Watched(recorder, info) for recorder in recorders]
+        _check_passes(recorders, interventions)
+        self.watched = [_Watched(recorder, training) for recorder in recorders]
         self._check_points()
-        self._check_edits()
-        self.moment: Step | range | None = None  # of the forward pass that is under way
-        self.done = 0  # episodes, while evaluating
         self.committed = 0  # episodes
         self.watch: Watch | None = None  # while it is being checked
         self.token_losses: list[Tensor] = []
@@ -174,7 +163,7 @@ class Recording:
     def _check_points(self) -> None:
         """Raise `InputError` for a hook that would never be called."""
         wanted = {hook.name for w in self.watched for hook in w.layout.hooks}
-        fired = shapes_at(self.info, wanted) if wanted else {}
+        fired = shapes_at(self.training, wanted) if wanted else {}
         for w in self.watched:
             silent = [hook.name for hook in w.layout.hooks if hook.name not in fired]
             if silent:
@@ -199,7 +188,8 @@ class Recording:
         for w in self.watched:
             if w.layout.arrays:
                 due = {a.time: w.due[a.time] for a in w.layout.arrays.values()}
-                writer.add_group(w.name, w.layout.arrays, w.layout.coords, due)
+                settings = plugins.settings_of(w.recorder)
+                writer.add_group(w.name, w.layout.arrays, w.layout.coords, due, settings)
 
     def sizes(self) -> dict[str, dict[str, tuple[tuple[int, ...], int]]]:
         """Recorder -> array -> shape and bytes, uncompressed; `(files)` beside the record."""
@@ -221,14 +211,14 @@ class Recording:
         for w in self.watched:
             tries: list[float] = []
             while len(tries) < 2 and sum(tries) < 1:
-                start = clock(self.info.model.device)
+                start = clock(self.training.model.device)
                 try:
                     parts = w.recorder.rehearse() or 1.0
                 except AUTHORS as error:
                     raise InputError(
-                        f"recorder {w.name} failed in its rehearsal: {_told(error)}"
+                        f"recorder {w.name} failed in its rehearsal: {reason(error)}"
                     ) from error
-                tries.append((clock(self.info.model.device) - start) * parts)
+                tries.append((clock(self.training.model.device) - start) * parts)
             time_ = STEP if any(a.time == STEP for a in w.layout.arrays.values()) else EPISODE
             told[w.name] = (min(tries), len(w.due[time_]), time_)
         return told
@@ -238,49 +228,37 @@ class Recording:
         """Hooks in place; gone when it ends, also after an error."""
         hooks = [(w, hook) for w in self.watched for hook in w.layout.hooks]
         watching = [(hook.name, "fwd", self._watch(w, hook)) for w, hook in hooks]
-        with hooked(self.info.model.bridge, watching):
+        with hooked(self.training.model.bridge, watching):
             yield
 
-    def _watch(self, w: _Watched, wanted: Hook) -> Callable[..., Tensor | None]:
-        def watching(tensor: Tensor, *, hook: Any) -> Tensor | None:
-            moment = self.moment
+    def _watch(self, w: _Watched, wanted: Hook) -> Callable[..., None]:
+        def watching(tensor: Tensor, *, hook: Any) -> None:
+            moment = self.training.passing
             if isinstance(moment, Step) and wanted.during == "training":
                 dimension, when = STEP, moment.index
             elif isinstance(moment, range) and wanted.during == "evaluation":
-                dimension, when = EPISODE, self.done
+                dimension, when = EPISODE, self.training.done
             else:
-                return None
-            edited: list[Tensor] = []
-
-            def call() -> Any:
-                found = wanted.function(tensor, hook=hook, moment=moment)
-                if wanted.edits and isinstance(found, Tensor):
-                    edited.append(found)
-                    return None
-                return found
-
-            told = (
+                return
+            changed = (
                 f"recorder {w.name} changed the activation at {hook.name} in place, at {dimension} "
                 f"{when}; work on a copy (tensor.clone())"
             )
-            quiet = untouched(tensor, told, values=self.watch is not None)
-            with nullcontext() if wanted.edits else quiet:
-                w.take(call, dimension, when)
-            return edited[0] if edited else None
+            with untouched(tensor, changed, values=self.watch is not None):
+                w.take(partial(wanted.function, tensor, hook=hook, moment=moment), dimension, when)
 
         return watching
 
     def before_step(self, step: Step) -> None:
-        epoch = self.info.settings.documents.count * self.info.settings.steps
-        self._start_watch(step.index % epoch == 0)
+        timeline = self.training.timeline
+        self._start_watch(step.index % (timeline.documents * timeline.steps) == 0)
         self._each("before_step", STEP, step.index, step)
-        self.moment = step  # not before: a recorder may send something through the model itself
 
     def after_backward(self, step: Step) -> None:
-        self.moment = None
         if self.watch is not None:
-            hooks = [w.name for w in self.watched if w.layout.hooks]
-            self.watch.check(f"a hook of recorder {' or '.join(hooks)}", f"step {step.index}")
+            hooks = [f"a hook of recorder {w.name}" for w in self.watched if w.layout.hooks]
+            acting = [f"intervention {name}" for name in self.interventions]
+            self.watch.check(" or ".join([*hooks, *acting]), f"step {step.index}")
             self._start_watch(True, gradients=True)
         self._each("after_backward", STEP, step.index, step)
 
@@ -290,25 +268,22 @@ class Recording:
         self._start_watch(False)
 
     def after_episode(self, done: int) -> None:
-        self.moment = None
         token_losses = torch.cat(self.token_losses)
-        self._start_watch(done % self.info.settings.documents.count == 0)
-        episode = Episode(done, self.info.model, token_losses)
+        self._start_watch(done % self.training.timeline.documents == 0)
+        episode = Episode(done, self.training.model, token_losses)
         self._each("after_episode", EPISODE, done, episode)
         self._start_watch(False)
 
-    def evaluating(self, documents: range, done: int) -> None:
-        """The next forward pass evaluates these documents, after `done` episodes."""
-        if documents.start == 0:
-            self.token_losses = []
-        self.moment, self.done = documents, done
-
-    def evaluated(self, token_losses: Tensor) -> None:
-        """(batch, C): what that pass found, as `Episode.token_losses` has it."""
-        self.token_losses.append(token_losses)
+    def evaluated(self, start: int, token_losses: Tensor, mask: Tensor) -> None:
+        """(batch, C), (batch, C): what an evaluation of the documents from `start` on found, and
+        where they are real."""
+        predicted = mask.clone()
+        predicted[:, 0] = False
+        before = self.token_losses if start else []
+        self.token_losses = [*before, token_losses.where(predicted, torch.nan)]
 
     def _start_watch(self, wanted: bool, gradients: bool = False) -> None:
-        parameters = self.info.model.parameters
+        parameters = self.training.model.parameters
         self.watch = Watch(parameters, gradients) if wanted and self.watched else None
 
     def _each(self, moment: str, dimension: str, when: int, context: Step | Episode) -> None:
@@ -323,7 +298,7 @@ class Recording:
         """Write the rows that have come in since the last commit."""
         for w in self.watched:
             w.write(writer)
-        self.committed = self.done
+        self.committed = self.training.done
 
     def conclude(self) -> None:
         """Raise `HookError` for an array that was laid out and has no row, in a whole run."""
@@ -341,7 +316,7 @@ class Recording:
                 facts = dict(w.recorder.finish())
                 facts = json.loads(json.dumps(facts, default=lambda value: value.item()))
             except AUTHORS as error:
-                facts = {"error": f"finish failed: {_told(error)}"}
+                facts = {"error": f"finish failed: {reason(error)}"}
                 print(f"recorder {w.name}: {facts['error']}", file=sys.stderr)
             told[w.name] = facts | {
                 "seconds": round(w.seconds, 3),
@@ -355,19 +330,26 @@ class Recording:
 
 def find(settings: Settings) -> list[Recorder]:
     """The recorders that the settings name, through the plug-in door."""
-    found = [plugins.find("recorders", name, type) for name in settings.recorders]
-    for name, kind in zip(settings.recorders, found, strict=True):
-        if not issubclass(kind, Recorder):
-            raise InputError(f"{name}: {kind.__name__} is not a Recorder")
-    return [made(kind) for kind in found]
+    return [
+        plugins.made(
+            plugins.find("recorders", spec),
+            settings.tables.get(plugins.key_of(spec), {}),
+            plugins.key_of(spec),
+        )
+        for spec in settings.recorders
+    ]
 
 
-def made(kind: type[Recorder]) -> Recorder:
-    """A recorder of a class. Raises `InputError` where that needs more than the class."""
-    try:
-        return kind()
-    except AUTHORS as error:
-        raise InputError(f"recorder {kind.__name__} cannot be made: {_told(error)}") from error
+def _check_passes(recorders: Iterable[Recorder], interventions: Interventions) -> None:
+    """Raise `InputError` for numbers of another network than the one that is trained."""
+    edits = [name for name, edits in interventions.edits.items() if edits]
+    for recorder in recorders:
+        if edits and recorder.makes_passes:
+            raise InputError(
+                f"intervention {edits[0]} changes activations, and recorder {recorder.name} makes "
+                "passes of its own, without that: what it records would be of another network; "
+                f"leave it out: --no-record {recorder.name}"
+            )
 
 
 def clock(device: torch.device) -> float:
@@ -386,5 +368,10 @@ def stacked(values: list[Any]) -> NDArray[Any]:
     return np.stack([as_array(v) for v in values])
 
 
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def as_array(value: ArrayLike | Tensor) -> NDArray[Any]:
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if value.dtype == torch.bfloat16:
+            value = value.float()
+        return value.cpu().numpy()
+    return np.asarray(value)

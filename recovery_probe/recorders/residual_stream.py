@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from torch import Tensor
+from annotated_types import Ge
 
 from recovery_probe.errors import InputError
-from recovery_probe.recorders import (
-    EPISODE,
-    STEP,
-    Array,
-    Episode,
-    Hook,
-    Layout,
-    Points,
-    Recorder,
-    Rows,
-    RunInfo,
-    Step,
-)
+from recovery_probe.record.layout import EPISODE, STEP, Array
+from recovery_probe.recorders import Episode, Hook, Layout, Recorder, Rows, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recovery_probe.training import Training
 
 
+@dataclass
 class ResidualStream(Recorder):
     """`residual` (step, layer, …): before block 0 (layer 0) and after each block, reduced over the
     real positions as `residual_stream.reduce` says. `final` (episodes_done, position, width): the
@@ -32,20 +28,30 @@ class ResidualStream(Recorder):
 
     name = "residual_stream"
 
-    def start(self, run: RunInfo) -> Layout:
-        wanted, bridge = run.settings.residual_stream, run.model.bridge
-        if not wanted.focal < run.settings.documents.count:
+    # step, N steps, episode (its first step) or epoch
+    every: str = "step"
+    # the mean over positions, the last position, or all of them in float16
+    reduce: Literal["mean", "last", "all"] = "mean"
+    # the document whose final residual stream is kept after every episode
+    focal: Annotated[int, Ge(0)] = 0
+    # keep the focal document's stream after the last block, or at every layer too
+    focal_layers: Literal["last", "all"] = "last"
+
+    def start(self, training: Training) -> Layout:
+        from recovery_probe.recorders.points import Points
+
+        bridge, documents = training.model.bridge, training.documents
+        if not self.focal < documents.trained:
             raise InputError(
-                f"residual_stream.focal = {wanted.focal}: the documents trained on are 0 to "
-                f"{run.settings.documents.count - 1}"
+                f"residual_stream.focal = {self.focal}: the documents trained on are 0 to "
+                f"{documents.trained - 1}"
             )
-        self.focal, self.reduce = wanted.focal, wanted.reduce
-        self.all_layers = wanted.focal_layers == "all"
-        self.length = int(run.lengths[wanted.focal])
+        self.all_layers = self.focal_layers == "all"
+        self.length = int(documents.lengths[self.focal])
         blocks, width = len(bridge.blocks), bridge.cfg.d_model
         layers = blocks + 1
-        positions = run.tokens.shape[1]
-        full = wanted.reduce == "all"
+        positions = documents.mask.shape[1]
+        full = self.reduce == "all"
         points = ["blocks.0.hook_resid_pre"]
         points += [f"blocks.{i}.hook_resid_post" for i in range(blocks)]
         self.trained = Points(points)
@@ -55,7 +61,7 @@ class ResidualStream(Recorder):
             EPISODE,
             ("layer", "position", "width"),
             (layers, positions, width),
-            f"residual stream of document {wanted.focal} at every layer{rounded}",
+            f"residual stream of document {self.focal} at every layer{rounded}",
             dtype="float16",
         )
         return Layout(
@@ -64,7 +70,7 @@ class ResidualStream(Recorder):
                     STEP,
                     ("layer", *(["position"] if full else []), "width"),
                     (layers, *([positions] if full else []), width),
-                    f"residual stream of the training document, {wanted.reduce} of positions; "
+                    f"residual stream of the training document, {self.reduce} of positions; "
                     "layer 0 is before block 0, layer i after block i - 1"
                     + (rounded if full else ""),
                     dtype="float16" if full else "float32",
@@ -73,13 +79,13 @@ class ResidualStream(Recorder):
                     EPISODE,
                     ("position", "width"),
                     (positions, width),
-                    f"residual stream of document {wanted.focal} after the last block{rounded}",
+                    f"residual stream of document {self.focal} after the last block{rounded}",
                     dtype="float16",
                 ),
                 **({"focal": everywhere} if self.all_layers else {}),
             },
             coords={"hook_point": ("layer", points)},
-            every={STEP: wanted.every},
+            every={STEP: self.every},
             hooks=(
                 *(Hook(point, self.training) for point in points),
                 *(

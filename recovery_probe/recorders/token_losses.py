@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from recovery_probe.recorders import EPISODE, Array, Episode, Layout, Recorder, Rows, RunInfo
+from recovery_probe.errors import InputError
+from recovery_probe.record.layout import EPISODE, Array
+from recovery_probe.recorders import Episode, Layout, Recorder, Rows
+
+if TYPE_CHECKING:
+    from recovery_probe.training import Training
 
 
+@dataclass
 class TokenLosses(Recorder):
     """`loss` (episodes_done, document, position), nats: of the token at each position, given those
     before it; NaN at position 0 and past a document's end. Its mean over positions is the run's
@@ -15,11 +24,18 @@ class TokenLosses(Recorder):
 
     name = "token_losses"
 
-    def start(self, run: RunInfo) -> Layout:
-        documents, positions = run.tokens.shape
+    # episode, N episodes or epoch
+    every: str = "episode"
+
+    def start(self, training: Training) -> Layout:
+        inputs, tokenizer = training.documents.inputs, training.model.tokenizer
+        if "tokens" not in inputs:
+            raise InputError("token_losses: documents without tokens; --no-record token_losses")
+        documents, positions = inputs["tokens"].shape
         pieces = np.full((documents, positions), "", dtype=object)
-        for row, tokens, length in zip(pieces, run.tokens.tolist(), run.lengths, strict=True):
-            texts = run.model.tokenizer.convert_ids_to_tokens(tokens[:length])
+        rows = zip(pieces, inputs["tokens"].tolist(), training.documents.lengths, strict=True)
+        for row, tokens, length in rows:
+            texts = tokenizer.convert_ids_to_tokens(tokens[:length])
             # Without the lone surrogates that UTF-8 cannot hold.
             row[:length] = [str(t or "").encode("utf-8", "replace").decode("utf-8") for t in texts]
         loss = Array(
@@ -34,7 +50,7 @@ class TokenLosses(Recorder):
         return Layout(
             {"loss": loss},
             {"token": (("document", "position"), pieces.astype(str))},
-            {EPISODE: run.settings.token_losses.every},
+            {EPISODE: self.every},
         )
 
     def after_episode(self, episode: Episode) -> Rows:

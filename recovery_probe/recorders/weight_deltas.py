@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from recovery_probe.errors import HookError
-from recovery_probe.recorders import STEP, Layout, Recorder, Rows, RunInfo, Step, times
+from recovery_probe.optimizers import plain_rate
+from recovery_probe.record.layout import STEP
+from recovery_probe.recorders import Layout, Recorder, Rows, Step
 from recovery_probe.recorders.gradients import module_layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recovery_probe.training import Training
 
 ROUNDED = 100  # roundings that a sketch of all weights may be off by, beside one for each step
 
 
+@dataclass
 class WeightDeltas(Recorder):
     """`sketched` (step, module, sketch) and `norm` (step, module) of weights after minus weights
     before, from step `step` up to the next recorded one. The running sum of the sketches is the
@@ -29,30 +37,35 @@ class WeightDeltas(Recorder):
     name = "weight_deltas"
     sees_every_step = True
 
-    def start(self, run: RunInfo) -> Layout:
-        every, optimizer = run.settings.weight_deltas.every, run.settings.optimizer
-        self.parameters, self.sketches, self.lr = run.model.parameters, run.sketches, optimizer.lr
-        self.epoch = run.settings.documents.count * run.settings.steps
-        first = times(every, run.settings, STEP)
-        total = len(run.schedule) * run.settings.steps
-        self.first, self.last = set(first.tolist()), {*(first[1:] - 1).tolist(), total - 1}
+    # step, N steps, episode or epoch: the update over each such stretch
+    every: str = "step"
+
+    def start(self, training: Training) -> Layout:
+        self.training, timeline = training, training.timeline
+        self.parameters, self.sketches = training.model.parameters, training.sketches
+        self.epoch = timeline.documents * timeline.steps
+        first = timeline.due(self.every, STEP)
+        self.first, self.last = set(first.tolist()), {*(first[1:] - 1).tolist(), timeline.total - 1}
         self.from_gradient = (
-            optimizer.name == "sgd"
-            and not (optimizer.momentum or optimizer.weight_decay)
-            and run.settings.model.dtype in ("float32", "float64")
-            and np.array_equal(first, np.arange(total))
+            plain_rate(training.optimizer) is not None
+            and not training.settings.interventions  # which may do anything to weights
+            and training.settings.model.dtype in ("float32", "float64")
+            and np.array_equal(first, np.arange(timeline.total))
         )
         self.before: dict[str, Tensor] = {}
+        self.start_sketch: Tensor | None = None
         what = "weight update applied"
-        return module_layout(self.sketches, what, "weight", every, covers="stretch")
+        return module_layout(self.sketches, what, "weight", self.every, covers="stretch")
 
     def rehearse(self) -> None:
         if not self.from_gradient:
             self.sketches((name, p.detach() - p.detach()) for name, p in self.parameters.items())
 
     def before_step(self, step: Step) -> Rows:
+        import torch
+
         if self.from_gradient:
-            if step.index == 0:
+            if self.start_sketch is None:
                 self.start_sketch, _ = self.sketches(self.parameters)
                 self.moved = torch.zeros_like(self.start_sketch, dtype=torch.float64)
         elif step.index in self.first:
@@ -65,10 +78,11 @@ class WeightDeltas(Recorder):
     def after_step(self, step: Step) -> Rows:
         if self.from_gradient:
             sketch, norm = self.sketches.of_gradients(step.index, self.parameters)
-            self.moved -= self.lr * sketch
+            rate = plain_rate(self.training.optimizer) or 0.0
+            self.moved -= rate * sketch
             if (step.index + 1) % self.epoch == 0:
                 self._compare(step.index)
-            return {"sketched": -self.lr * sketch, "norm": self.lr * norm}
+            return {"sketched": -rate * sketch, "norm": rate * norm}
         if step.index not in self.last:
             return None
         sketch, norm = self.sketches(self._differences())
@@ -76,6 +90,8 @@ class WeightDeltas(Recorder):
 
     def _differences(self) -> Iterator[tuple[str, Tensor]]:
         """One at a time; in float32 at least, since bfloat16 would round them again."""
+        import torch
+
         for name, parameter in self.parameters.items():
             now, before = parameter.detach(), self.before[name]
             dtype = torch.promote_types(now.dtype, torch.float32)
@@ -85,6 +101,9 @@ class WeightDeltas(Recorder):
         """Raise `HookError` when the weights have not moved, since the start of this epoch, by
         what was recorded, but for a rounding of every weight at every step. Sketches are linear:
         no copy of the weights is needed."""
+        import torch
+
+        assert self.start_sketch is not None
         now, size = self.sketches(self.parameters)
         moved = (now - self.start_sketch).double()
         off = (moved - self.moved).norm(dim=1)

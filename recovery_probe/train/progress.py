@@ -8,48 +8,57 @@ from typing import Any, Self
 
 import numpy as np
 
+from recovery_probe.record.layout import Timeline
+from recovery_probe.stats import recovery_so_far
+from recovery_probe.training import Training
+
 QUIET = 60  # seconds after which a plain line comes in mid-epoch too
 
 
 class Progress:
     """Shows documents done, loss, recovery so far and time left, on standard error."""
 
-    def __init__(self, label: str, episodes: int, per_epoch: int) -> None:
-        self.label, self.episodes, self.per_epoch = label, episodes, per_epoch
-        self.started = self.told = time.monotonic()
+    def __init__(self, label: str, timeline: Timeline, done: int = 0) -> None:
+        self.label, self.episodes, self.per_epoch = label, timeline.episodes, timeline.documents
+        self.started = self.spoke = time.monotonic()
+        self.done_before = done
         self.bar: Any = None
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=self.episodes, desc=self.label, unit="document")
+            self.bar = tqdm(
+                total=self.episodes, initial=self.done_before, desc=self.label, unit="document"
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    def due(self, done: int) -> bool:
-        """Whether `tell` is to be called after `done` episodes; moves the bar on."""
+    def tell(self, training: Training) -> None:
+        """After an episode: mean loss of the trained documents (nats) and their latest recovery,
+        once an epoch, and on a plain terminal when nothing was said for a while."""
+        done, T = training.done, self.per_epoch
         if self.bar is not None:
             self.bar.update(done - self.bar.n)
-        late = self.bar is None and time.monotonic() - self.told > QUIET
-        return done % self.per_epoch == 0 or late
-
-    def tell(self, done: int, loss: float, recovery: float) -> None:
-        """After `done` episodes: mean loss of the trained documents (nats), recovery so far."""
+        late = self.bar is None and time.monotonic() - self.spoke > QUIET
+        if done % T and not late and done < self.episodes:
+            return
+        loss = float(training.rows[done, :T].mean())
+        schedule = training.timeline.schedule
+        recovery = recovery_so_far(training.rows[: done + 1, :T], schedule[:done])
         score = "none yet" if np.isnan(recovery) else f"{recovery:.2f}"
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.3f}, recovery {score}")
             return
-        self.told = time.monotonic()
-        left = (self.told - self.started) / done * (self.episodes - done)
-        within = f" and {done % self.per_epoch} documents" if done % self.per_epoch else ""
+        self.spoke = time.monotonic()
+        left = (self.spoke - self.started) / (done - self.done_before) * (self.episodes - done)
+        within = f" and {done % T} documents" if done % T else ""
         print(
-            f"{self.label}: epoch {done // self.per_epoch}{within} of "
-            f"{self.episodes // self.per_epoch}, loss {loss:.3f}, recovery {score}, "
-            f"{left:.0f} s left",
+            f"{self.label}: epoch {done // T}{within} of {-(-self.episodes // T)}, "
+            f"loss {loss:.3f}, recovery {score}, {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )

@@ -1,0 +1,58 @@
+"""What an intervention is: a plug-in that changes training. It records nothing.
+
+Named in the settings, it stands in `config.toml` with its own settings, which so repeats the run.
+At each moment interventions act before recorders watch, in the order in which they are named:
+
+    start(training) -> hooks     before_step(step)     inputs(step, inputs) -> inputs
+    gradients(step)              weights(step)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from recovery_probe.moments import Step as Step
+from recovery_probe.plugins import Plugin
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recovery_probe.training import Training
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of an activation: `function(tensor, *, hook, moment)` returns the tensor to go on
+    with, or None for the same. `moment` is the `Step`, or for an evaluation the range of documents
+    in the batch."""
+
+    name: str  # of the hook point
+    function: Callable[..., Tensor | None]
+    during: Literal["training", "evaluation"] = "training"
+
+
+class Intervention(Plugin):
+    """The base of every intervention: override the moments you need."""
+
+    group: ClassVar[str] = "interventions"
+
+    def start(self, training: Training) -> tuple[Edit, ...]:
+        """Before any training: the activations that it will change. Raises `InputError` when it
+        cannot act on this network."""
+        return ()
+
+    def before_step(self, step: Step) -> None:
+        """Before the forward pass."""
+
+    def inputs(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the network is given at a step, instead of `inputs` (name -> (1, …)); the loss is
+        of the document as it is."""
+        return inputs
+
+    def gradients(self, step: Step) -> None:
+        """After the backward pass: change `grad` of `step.model.parameters`."""
+
+    def weights(self, step: Step) -> None:
+        """After the step: change `step.model.parameters`, in place, without gradient."""

@@ -1,0 +1,146 @@
+"""How interventions take part in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from recovery_probe import plugins
+from recovery_probe.errors import HookError, InputError
+from recovery_probe.hooking import hooked, shapes_at
+from recovery_probe.interventions import Edit, Intervention
+from recovery_probe.moments import Step
+from recovery_probe.plugins import AUTHORS, reason
+from recovery_probe.settings import Settings
+from recovery_probe.training import Training
+
+
+class Interventions:
+    """Those of one run. `attached` holds their hooks; the loop calls the moments."""
+
+    def __init__(self, interventions: Iterable[Intervention], training: Training) -> None:
+        self.training = training
+        self.all = list(interventions)
+        self.edits = {i.name: self._start(i) for i in self.all}
+
+    def _start(self, intervention: Intervention) -> tuple[Edit, ...]:
+        try:
+            edits = tuple(intervention.start(self.training))
+        except (InputError, HookError):
+            raise
+        except AUTHORS as error:
+            raise InputError(
+                f"intervention {intervention.name} cannot start with this model and these "
+                f"settings: {reason(error)}"
+            ) from error
+        points = [edit.name for edit in edits]
+        fired = shapes_at(self.training, points) if points else {}
+        if silent := [point for point in points if point not in fired]:
+            raise InputError(
+                f"intervention {intervention.name} cannot change {silent[0]}: this model has no "
+                "such hook point, or it never fires"
+            )
+        return edits
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Edits in place; gone when it ends, also after an error. Attached before recorders, they
+        act before these see."""
+        hooks = [
+            (edit.name, "fwd", self._editing(name, edit))
+            for name, edits in self.edits.items()
+            for edit in edits
+        ]
+        with hooked(self.training.model.bridge, hooks):
+            yield
+
+    def _editing(self, name: str, edit: Edit) -> Callable[..., Tensor | None]:
+        def editing(tensor: Tensor, *, hook: Any) -> Tensor | None:
+            moment = self.training.passing
+            if moment is None or isinstance(moment, Step) != (edit.during == "training"):
+                return None
+            try:
+                changed = edit.function(tensor, hook=hook, moment=moment)
+            except HookError:
+                raise
+            except AUTHORS as error:
+                raise HookError(
+                    f"intervention {name} failed at {hook.name}, in {_when(moment)}: "
+                    f"{reason(error)}"
+                ) from error
+            if changed is not None and getattr(changed, "shape", None) != tensor.shape:
+                raise HookError(
+                    f"intervention {name} gave {_what(changed)} at {hook.name}, in "
+                    f"{_when(moment)}, for a tensor of shape {tuple(tensor.shape)}"
+                )
+            return changed
+
+        return editing
+
+    def before_step(self, step: Step) -> None:
+        self._each("before_step", step)
+
+    def shown(self, step: Step) -> dict[str, Any]:
+        """What the network is given at a step."""
+        inputs = step.inputs
+        for intervention in self.all:
+            with _failures(intervention, step):
+                inputs = intervention.inputs(step, inputs)
+        return inputs
+
+    def gradients(self, step: Step) -> None:
+        self._each("gradients", step)
+
+    def weights(self, step: Step) -> None:
+        self._each("weights", step)
+
+    def change(self, moment: str) -> bool:
+        """Whether any has something to do at a moment."""
+        return any(
+            getattr(type(i), moment) is not getattr(Intervention, moment) for i in self.all
+        )
+
+    def _each(self, moment: str, step: Step) -> None:
+        for intervention in self.all:
+            with _failures(intervention, step):
+                getattr(intervention, moment)(step)
+
+
+@contextmanager
+def _failures(intervention: Intervention, step: Step) -> Iterator[None]:
+    try:
+        yield
+    except HookError:
+        raise
+    except AUTHORS as error:
+        raise HookError(
+            f"intervention {intervention.name} failed in {_when(step)}: {reason(error)}"
+        ) from error
+
+
+def find(settings: Settings, given: Iterable[Intervention] = ()) -> list[Intervention]:
+    """The interventions that the settings name, with their settings; of those `given` as objects,
+    these."""
+    at_hand = {intervention.name: intervention for intervention in given}
+    return [
+        at_hand.get(spec) or plugins.made(
+            plugins.find("interventions", spec),
+            settings.tables.get(plugins.key_of(spec), {}),
+            plugins.key_of(spec),
+        )
+        for spec in settings.interventions
+    ]
+
+
+def _when(moment: Step | range) -> str:
+    if isinstance(moment, Step):
+        return f"step {moment.index}"
+    return f"the evaluation of documents {moment.start} to {moment.stop - 1}"
+
+
+def _what(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")

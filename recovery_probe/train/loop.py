@@ -1,0 +1,78 @@
+"""The loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recovery_probe.interventions.acting import Interventions
+from recovery_probe.record.writer import Writer
+from recovery_probe.recorders.recording import Recording
+from recovery_probe.train.guards import check_below_untrained, check_finite
+from recovery_probe.train.progress import Progress
+from recovery_probe.training import Training
+
+
+def train(
+    training: Training,
+    interventions: Interventions,
+    recording: Recording,
+    writer: Writer,
+    progress: Progress,
+) -> None:
+    """M gradient steps on each scheduled document, then the loss of all documents. Begins where
+    `training` is. At each moment interventions act first, and recorders watch what is then."""
+    model = training.model
+    if not training.done:
+        conclude(training, recording, writer)
+    for episode in range(training.done, training.timeline.episodes):
+        losses = []
+        for step in training.steps(episode):
+            interventions.before_step(step)
+            recording.before_step(step)
+            training.optimizer.zero_grad()
+            with training.passes(step):
+                (loss,) = model.losses(step.inputs, interventions.shown(step))  # one document
+                loss.backward()
+            interventions.gradients(step)
+            recording.after_backward(step)
+            training.optimizer.step()
+            interventions.weights(step)
+            recording.after_step(step)
+            losses.append(loss.detach())
+        training.done = episode + 1
+        conclude(training, recording, writer, torch.stack(losses).tolist())
+        progress.tell(training)
+    recording.conclude()
+
+
+def conclude(
+    training: Training, recording: Recording, writer: Writer, train_loss: Sequence[float] = ()
+) -> None:
+    """What follows an episode, and comes before the first: evaluate, look whether the numbers mean
+    anything, write, and count what is written."""
+    done = training.done
+    training.rows[done] = evaluate(training, recording)
+    check_finite(done - 1, train_loss, training.rows[done])
+    recording.after_episode(done)
+    recording.commit(writer)
+    writer.commit(done, training.rows[done], train_loss)
+    check_below_untrained(done - 1, training.rows[: done + 1], training.timeline.documents)
+
+
+@torch.no_grad()
+def evaluate(training: Training, recording: Recording) -> NDArray[np.float64]:
+    """(T + H,): the loss of every document, in eval mode, `eval_batch` documents at a time."""
+    model, size, count = training.model, training.settings.eval_batch, len(training.documents)
+    model.train(False)
+    losses = []
+    for start in range(0, count, size):
+        batch = training.batch(slice(start, start + size))
+        with training.passes(range(start, min(start + size, count))):
+            token_losses = model.token_losses(batch)
+        recording.evaluated(start, token_losses, batch["mask"])
+        losses.append(model.mean_losses(token_losses, batch))
+    return torch.cat(losses).cpu().numpy().astype(np.float64)

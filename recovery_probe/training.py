@@ -1,0 +1,195 @@
+"""What is trained, and how far it is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recovery_probe import config, documents, models
+from recovery_probe.documents import Documents
+from recovery_probe.errors import InputError
+from recovery_probe.models import Model
+from recovery_probe.moments import Step
+from recovery_probe.optimizers import Optimizer
+from recovery_probe.record.layout import Timeline
+from recovery_probe.record.run import Run
+from recovery_probe.schedules import document_of_episode
+from recovery_probe.seeds import generator, torch_seed
+from recovery_probe.settings import Settings
+from recovery_probe.sketch import ModuleSketches
+
+
+@dataclass
+class Training:
+    """Settings made into things, and the episodes that they have behind them.
+
+    A run is one of these, advanced by the loop. `Training.open` starts one; `Training.at` takes
+    one up from a run's checkpoint: to go on, to see again what was not recorded, to do something
+    else from there.
+    """
+
+    settings: Settings
+    model: Model
+    documents: Documents
+    timeline: Timeline
+    inputs: dict[str, Tensor]  # name -> (T + H, …), on the model's device
+    rows: NDArray[np.float64]  # (episodes + 1, T + H): losses after each episode, NaN before
+    done: int = 0  # episodes
+    path: Path | None = None  # where the run is written
+    # The documents that are passing through the model as a part of training: of a step, or of an
+    # evaluation. None otherwise: hooks of the run let other passes alone.
+    passing: Step | range | None = field(default=None, init=False)
+
+    @classmethod
+    def open(cls, settings: Settings, path: Path | None = None) -> Self:
+        """The beginning of a run. Raises `InputError` when the settings cannot be met."""
+        model = models.load(settings)
+        chosen = documents.load(settings, model.tokenize)
+        _check_tokens(chosen, model, settings)
+        schedule = document_of_episode(
+            config.made(settings, "schedule"),
+            settings.documents.count,
+            settings.epochs,
+            generator(settings.seed, "schedule"),
+        )
+        timeline = Timeline(schedule, settings.documents.count, settings.steps)
+        return cls._of(settings, model, chosen, timeline, path)
+
+    @classmethod
+    def at(cls, run: Run, episodes_done: int, device: str | None = None) -> Self:
+        """A run as it was after so many episodes, of which there is a checkpoint: its weights, its
+        documents as recorded, its schedule and losses so far, the optimizer in a fresh state. On a
+        device of this machine's, whatever the run was trained on (the run's own when it is there).
+
+        Raises `Missing` when there is no such checkpoint.
+        """
+        model = run.model_at(episodes_done, device or "auto")
+        training = cls._of(run.config, model, _recorded(run), run.timeline, run.path)
+        training.rows[: episodes_done + 1] = run.losses.values[: episodes_done + 1]
+        training.done = episodes_done
+        return training
+
+    @classmethod
+    def _of(
+        cls,
+        settings: Settings,
+        model: Model,
+        documents: Documents,
+        timeline: Timeline,
+        path: Path | None,
+    ) -> Self:
+        inputs = {n: torch.tensor(v).to(model.device) for n, v in documents.inputs.items()}
+        rows = np.full((timeline.episodes + 1, len(documents)), np.nan)
+        return cls(settings, model, documents, timeline, inputs, rows, path=path)
+
+    @functools.cached_property
+    def sketches(self) -> ModuleSketches:
+        """Shared by all who sketch gradients or weights, so that none is sketched twice."""
+        return ModuleSketches(self.model.parameters, self.settings.sketch)
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The run's optimizer, in the state that it has got to."""
+        chosen: Optimizer = config.made(self.settings, "optimizer")
+        try:
+            return chosen.make(list(self.model.parameters.values()))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"optimizer {chosen.name} cannot be made: {error}") from error
+
+    def fresh_optimizer(self) -> torch.optim.Optimizer:
+        """Start the optimizer again, without what it remembers."""
+        self.__dict__.pop("optimizer", None)
+        return self.optimizer
+
+    def batch(self, which: slice) -> dict[str, Tensor]:
+        """Name -> (documents, …): the inputs of some documents."""
+        return {name: values[which] for name, values in self.inputs.items()}
+
+    def losses(self, which: slice) -> Tensor:
+        """(documents,): the mean loss of each of some documents, nats, in the mode the model is
+        in (`model.train(…)`)."""
+        return self.model.losses(self.batch(which))
+
+    def steps(self, episode: int) -> Iterator[Step]:
+        """The gradient steps of an episode: the model in training mode, dropout under a seed of the
+        episode's own, the optimizer fresh where that is asked for."""
+        torch.manual_seed(torch_seed(self.settings.seed, f"dropout of episode {episode}"))
+        if self.settings.optimizer.reset:
+            self.fresh_optimizer()
+        document = int(self.timeline.schedule[episode])
+        inputs = self.batch(slice(document, document + 1))
+        length = int(self.documents.lengths[document])
+        self.model.train()
+        for m in range(self.settings.steps):
+            index = episode * self.settings.steps + m
+            yield Step(index, episode, document, inputs, length, self.model)
+
+    @contextmanager
+    def passes(self, documents: Step | range) -> Iterator[None]:
+        """Meanwhile these documents pass through the model."""
+        self.passing = documents
+        try:
+            yield
+        finally:
+            self.passing = None
+
+    def state(self) -> dict[str, Any]:
+        """All that changes while it trains: episodes `done`, `weights` (TransformerLens name ->
+        tensor), the `optimizer`'s state as torch gives it, loss `rows` so far. Tensors are copies.
+        """
+        return {
+            "done": self.done,
+            "weights": {n: p.detach().clone() for n, p in self.model.parameters.items()},
+            "optimizer": _copied(self.optimizer.state_dict()),
+            "rows": self.rows[: self.done + 1].copy(),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back, or on, to a `state` of a training of the same settings."""
+        for name, parameter in self.model.parameters.items():
+            parameter.copy_(state["weights"][name])
+        self.fresh_optimizer().load_state_dict(_copied(state["optimizer"]))
+        self.done = int(state["done"])
+        self.rows[:] = np.nan
+        self.rows[: self.done + 1] = state["rows"]
+
+
+def _copied(state: Any) -> Any:
+    """Of what an optimizer gives as its state, tensors cloned."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {name: _copied(value) for name, value in state.items()}
+    return [_copied(value) for value in state] if isinstance(state, list) else state
+
+
+def _recorded(run: Run) -> Documents:
+    """The documents of a run, as its record has them; of their texts, the beginnings."""
+    record = run.record
+    return Documents(
+        inputs={name: record[name].values for name in record.attrs["inputs"]},
+        names=tuple(record.name.values.astype(str)),
+        texts=tuple(record.excerpt.values.astype(str)),
+        trained=run.config.documents.count,
+        left_out=dict(run.provenance.get("documents_left_out", {})),
+    )
+
+
+def _check_tokens(documents: Documents, model: Model, settings: Settings) -> None:
+    """Raise `InputError` for a token that the network has no embedding of."""
+    tokens, known = documents.inputs.get("tokens"), model.vocabulary
+    if tokens is not None and tokens.max() >= known:
+        raise InputError(
+            f"documents.source = {settings.documents.source!r}: token {tokens.max()}, and the "
+            f"network has embeddings for {known} tokens; they do not belong together"
+        )
