@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Plain
+import numpy as np
+import xarray as xr
+
+from recovery_probe.analyze.estimate import Estimate
+
+if TYPE_CHECKING:  # half a second of start-up
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 
@@ -46,20 +52,27 @@ STYLE: dict[Any, Any] = {
 }
 
 
-class Figure(Plain):
-    """One that a notebook shows wherever it is returned. A figure made without pyplot has no
-    image there, unless pyplot happened to be imported in an earlier cell."""
+@functools.cache
+def _shown() -> type[Figure]:
+    """A figure that a notebook shows wherever it is returned. One made without pyplot has no image
+    there, unless pyplot happened to be imported in an earlier cell."""
+    from matplotlib.figure import Figure
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        width, height = (int(inches * STYLE["figure.dpi"]) for inches in self.get_size_inches())
-        return _as(self, "png"), {"width": width, "height": height}
+    class Shown(Figure):
+        def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+            width, height = (int(inches * STYLE["figure.dpi"]) for inches in self.get_size_inches())
+            return _as(self, "png"), {"width": width, "height": height}
+
+    return Shown
 
 
-def styled(plot: Callable[P, Plain]) -> Callable[P, Plain]:
+def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
     """Make a plot function draw in the shared style, wherever it is called from."""
 
     @functools.wraps(plot)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> Plain:
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib as mpl
+
         with mpl.rc_context(STYLE):
             return plot(*args, **kwargs)
 
@@ -71,7 +84,7 @@ def figure(
 ) -> tuple[Figure, Sequence[Axes]]:
     """A figure of `rows` panels, one above the other, in the shared style; sizes in inches per
     panel. Made without pyplot: no global state, no window."""
-    fig = Figure(figsize=(width, height * rows), layout="constrained")
+    fig = _shown()(figsize=(width, height * rows), layout="constrained")
     axes = fig.subplots(rows, 1, squeeze=False, **options)
     return fig, [panel[0] for panel in axes]
 
@@ -81,8 +94,69 @@ def mosaic(
 ) -> tuple[Figure, dict[Any, Any]]:
     """A figure two columns wide whose panels `layout` names, row by row; one named twice spans
     both places. `height` is that of a row, inches."""
-    fig = Figure(figsize=(2 * COLUMN, height * len(layout)), layout="constrained")
+    fig = _shown()(figsize=(2 * COLUMN, height * len(layout)), layout="constrained")
     return fig, fig.subplot_mosaic([list(row) for row in layout], **options)
+
+
+def above(
+    dataset: xr.Dataset, *below: str, height: float = 2.4
+) -> tuple[Figure, list[Axes], dict[str, Axes]]:
+    """A panel for each run of a dataset, side by side, and beneath them the panels `below`."""
+    runs = [*range(dataset.sizes["run"])]
+    places = [*runs, *["."] * (len(runs) == 1)]
+    columns = math.lcm(len(places), len(below))
+    rows = [[name for name in row for _ in range(columns // len(row))] for row in (places, below)]
+    fig, panels = mosaic(rows, height=height)
+    return fig, [panels[r] for r in runs], {name: panels[name] for name in below}
+
+
+def by_run(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset, str]]:
+    """Name, numbers and colour of each run of a dataset."""
+    for r, name in enumerate(dataset.run.values):
+        yield str(name), dataset.isel(run=r), colour(r)
+
+
+def points(
+    axes: Axes, x: Any, estimate: Estimate, *form: str, color: str, linewidth: float = 1, **line: Any
+) -> None:
+    """A line of estimates with a stroke for each interval; `form` and `line` as matplotlib's."""
+    axes.vlines(x, estimate.low, estimate.high, color=color, linewidth=linewidth)
+    axes.plot(x, estimate.value, *form, color=color, **{"markersize": 4, **line})
+
+
+def zero(axes: Axes) -> None:
+    """A thin line at 0."""
+    axes.axhline(0, color=HELD_OUT, linewidth=0.6)
+
+
+def maps(
+    fig: Figure,
+    panels: Sequence[Axes],
+    values: Sequence[Any],
+    titles: Sequence[str],
+    *,
+    label: str,
+    x: str,
+    y: str,
+    **options: Any,
+) -> None:
+    """A map in each panel, all on one scale, that of the colour bar with its `label`; `options` of
+    `imshow` go before those of `DIVERGING`."""
+    for axes, array, title in zip(panels, values, titles, strict=True):
+        image = axes.imshow(array, **{"origin": "lower", **DIVERGING, **options})
+        axes.set(title=title, xlabel=x)
+        axes.locator_params(integer=True)
+        axes.grid(False)
+        place = axes.get_subplotspec()
+        if place and place.is_first_col():
+            axes.set_ylabel(y)
+    fig.colorbar(image, ax=panels, label=label)
+
+
+def largest(maps: xr.DataArray) -> float:
+    """Of the sizes of all entries off the diagonal, beyond which the diagonal's colours end."""
+    other = np.arange(maps.shape[-1]) != np.arange(maps.shape[-2])[:, None]
+    return float(np.nanmax(np.abs(maps.values[..., other])))
 
 
 def colour(index: int) -> str:
@@ -92,6 +166,8 @@ def colour(index: int) -> str:
 
 def by_epoch(epochs: int) -> list[Any]:
     """A colour for each epoch, dark to light."""
+    import matplotlib as mpl
+
     return [mpl.colormaps["viridis"](0.85 * e / max(1, epochs - 1)) for e in range(epochs)]
 
 
@@ -100,7 +176,7 @@ def note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, wrap=True)
 
 
-def write(fig: Plain, path: Path) -> None:
+def write(fig: Figure, path: Path) -> None:
     """PATH.png, PATH.svg and PATH.pdf, each put in place when whole."""
     for kind in ("png", "svg", "pdf"):
         aside = path.with_name(f"{path.name}.{kind}.partial")
@@ -109,9 +185,11 @@ def write(fig: Plain, path: Path) -> None:
         fig.set_layout_engine("none")  # laid out once, which takes as long as drawing
 
 
-def _as(fig: Plain, kind: str) -> bytes:
+def _as(fig: Figure, kind: str) -> bytes:
     """The figure as a file of that kind, in the shared style and undated."""
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    import matplotlib as mpl
+
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         fig.savefig(buffer, format=kind, metadata=undated.get(kind))
