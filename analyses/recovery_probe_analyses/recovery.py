@@ -71,7 +71,7 @@ def _one(run: Run, min_forgetting: float) -> xr.Dataset:
     curve = curve_low = curve_high = np.full(epochs, np.nan)
     curve_reason = np.full(epochs, stats.NOT_REACHED)
     if run.config.schedule.kind == "cyclic":
-        aligned = stats.shift_aligned(losses, T)
+        aligned = stats.shift_aligned(losses, schedule)
         curve, curve_reason = stats.recovery_of_curve(aligned.mean(axis=1), T, min_forgetting)
         curve_low, curve_high = stats.bootstrap_interval(
             lambda i: stats.recovery_of_curve(
