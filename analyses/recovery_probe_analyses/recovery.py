@@ -66,6 +66,8 @@ class Recovery(Analysis):
             interval="95% percentile bootstrap over documents, 2000 resamples",
         )
         dataset = dataset.assign_coords(control=dataset.run.values[1:])
+        # Another schedule may have more waits.
+        dataset["reason"] = dataset.reason.fillna(stats.NO_TURN).astype(int)
         scores = dataset.document_score.transpose("document", "run", "epoch").values
         paired = scores[:, :1] - scores[:, 1:]
         difference = estimate.of_mean(paired, generator(runs[0].config.seed, "bootstrap"))
@@ -81,7 +83,7 @@ class Recovery(Analysis):
         nothing = np.full(len(scores), np.nan)
         curve, curve_reason = Estimate(*[nothing] * 3), np.full(len(scores), stats.NOT_REACHED)
         if periodic:
-            aligned = stats.shift_aligned(losses, T)
+            aligned = stats.shift_aligned(losses, schedule)
             value, curve_reason = self._of_curve(aligned.mean(axis=1), T)
             bounds = stats.bootstrap_interval(
                 lambda drawn: self._of_curve(stats.resampled_means(aligned.T, drawn), T)[0],

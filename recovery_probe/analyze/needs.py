@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from recovery_probe import stats
 from recovery_probe.analyze.analysis import RUN, Analysis, Need
 from recovery_probe.analyze.groups import common, shared_checkpoints
 from recovery_probe.errors import Missing
@@ -53,12 +54,12 @@ def epochs(least: int) -> Need:
 def evenly(_: Analysis, runs: Sequence[Run]) -> None:
     """Schedules in which all documents come equally often."""
     for run in runs:
-        T = run.config.documents.count
-        counts = np.bincount(run.schedule.values, minlength=T)
-        if len(set(counts)) > 1:
+        T, schedule = run.config.documents.count, run.schedule.values
+        if not stats.is_even(schedule, T):
+            counts = np.bincount(schedule, minlength=T)
             raise Missing(
                 f"{run.path}: its schedule has documents {counts.min()} to {counts.max()} times; "
-                "this needs all of them equally often, as cyclic and shuffled have"
+                "this needs all of them equally often, as cyclic and shuffled have them"
             )
 
 
