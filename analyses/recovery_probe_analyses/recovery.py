@@ -81,7 +81,10 @@ class Recovery(Analysis):
         mean = estimate.of_mean(scores.T, generator(run.config.seed, "bootstrap"))
         periodic = stats.is_periodic(schedule, T)
         nothing = np.full(len(scores), np.nan)
-        curve, curve_reason = Estimate(*[nothing] * 3), np.full(len(scores), stats.NOT_REACHED)
+        curve, curve_reason = (
+            Estimate(nothing, nothing, nothing),
+            np.full(len(scores), stats.NOT_REACHED),
+        )
         if periodic:
             aligned = stats.shift_aligned(losses, schedule)
             value, curve_reason = self._of_curve(aligned.mean(axis=1), T)
@@ -125,8 +128,8 @@ class Recovery(Analysis):
             ):
                 score, x = estimate.get(part, "score", reading=reading), part.epoch + next(offsets)
                 if not np.isnan(score.value).all():
-                    style = {"markerfacecolor": fill, "label": f"{name}, {said}"}
-                    plots.points(axes, x, score, form, color=colour, **style)
+                    label = f"{name}, {said}"
+                    plots.points(axes, x, score, form, color=colour, mfc=fill, label=label)
         axes.set(xlabel="epoch", ylabel="recovery score", xticks=dataset.epoch.values)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         if axes.get_legend_handles_labels()[0]:
@@ -150,7 +153,7 @@ class Recovery(Analysis):
         has_score = np.isfinite(dataset.document_score.values).any(axis=2)  # (run, epoch)
         if not has_score[0].any():
             return "No document came back after having been forgotten: there is no score."
-        # The last epoch that all have a score of: one that was interrupted is compared where it got.
+        # The last epoch that all have a score of: an interrupted one is compared where it got.
         shared = has_score.all(axis=0) if has_score.all(axis=0).any() else has_score[0]
         last = dataset.isel(epoch=np.flatnonzero(shared)[-1])
         run, *others = dataset.run.values

@@ -48,7 +48,8 @@ class Estimate:
         """The same of a place in the arrays; numbers where it is one."""
 
         def taken(part: str, values: Any) -> Any:
-            found = values[(slice(None), *np.atleast_1d(index))] if part == "each" else values[index]
+            places = (slice(None), *np.atleast_1d(index)) if part == "each" else index
+            found = values[places]
             return found.item() if np.ndim(found) == 0 else found
 
         parts = {part: taken(part, values) for part, values in self.parts.items()}
@@ -103,7 +104,8 @@ def of_mean(each: stats.Floats, rng: np.random.Generator, resamples: int = 2000)
         lambda drawn: stats.resampled_means_of_counted(each, drawn), len(each), rng, resamples
     )
     few = np.isfinite(each).sum(axis=0) < 3
-    return Estimate(stats.mean_of_counted(each, 0), *(np.where(few, np.nan, b) for b in bounds))
+    low, high = (np.where(few, np.nan, bound) for bound in bounds)
+    return Estimate(stats.mean_of_counted(each, axis=0), low, high)
 
 
 def stack(estimates: Sequence[Estimate]) -> Estimate:

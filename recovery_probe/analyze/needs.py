@@ -71,9 +71,10 @@ def checkpoints(unless: str = "") -> Need:
         again = [run for run in runs if unless not in run.recorders]
         for run in again:
             if not getattr(analysis, "from_checkpoint", False):
-                off = f"recorder {unless} was off: train again with --record {unless}, or"
-                todo = off if unless else f"{analysis.name} runs the model again, M steps at a time:"
-                raise Missing(f"{run.path}: {todo} pass --from-checkpoint")
+                why = f"recorder {unless} was off: train again with --record {unless}, or"
+                if not unless:
+                    why = f"{analysis.name} runs the model again, which takes torch and time:"
+                raise Missing(f"{run.path}: {why} pass --from-checkpoint")
             if run.edits:
                 raise Missing(
                     f"{run.path}: was trained with {', '.join(run.edits)}: without these edits its "

@@ -117,11 +117,11 @@ def by_run(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset, str]]:
 
 
 def points(
-    axes: Axes, x: Any, estimate: Estimate, *form: str, color: str, linewidth: float = 1, **line: Any
+    axes: Axes, x: Any, estimate: Estimate, form: str = "o-", *, color: str, **line: Any
 ) -> None:
     """A line of estimates with a stroke for each interval; `form` and `line` as matplotlib's."""
-    axes.vlines(x, estimate.low, estimate.high, color=color, linewidth=linewidth)
-    axes.plot(x, estimate.value, *form, color=color, **{"markersize": 4, **line})
+    axes.vlines(x, estimate.low, estimate.high, color=color, linewidth=1)
+    axes.plot(x, estimate.value, form, color=color, **{"markersize": 4, **line})
 
 
 def zero(axes: Axes) -> None:
