@@ -98,14 +98,8 @@ PARTS = tuple(f.name for f in fields(Estimate) if f.name not in ("value", "over"
 
 
 def of_mean(each: stats.Floats, rng: np.random.Generator, resamples: int = 2000) -> Estimate:
-    """The mean over documents, the first axis, leaving NaN out, with a bootstrap over them; no
-    interval of fewer than three."""
-    bounds = stats.bootstrap_interval(
-        lambda drawn: stats.resampled_means_of_counted(each, drawn), len(each), rng, resamples
-    )
-    few = np.isfinite(each).sum(axis=0) < 3
-    low, high = (np.where(few, np.nan, bound) for bound in bounds)
-    return Estimate(stats.mean_of_counted(each, axis=0), low, high)
+    """The mean over documents, the first axis, leaving NaN out, with a bootstrap over them."""
+    return Estimate(*stats.mean_interval(each, rng, resamples))
 
 
 def stack(estimates: Sequence[Estimate]) -> Estimate:

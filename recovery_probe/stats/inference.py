@@ -44,17 +44,13 @@ def bootstrap_interval(
 def mean_interval(
     values: Floats, rng: np.random.Generator, resamples: int = 2000
 ) -> tuple[Floats, Floats, Floats]:
-    """Mean over the first axis, and the bounds of its interval (`bootstrap_interval`); NaN where
-    any unit is."""
-    low, high = bootstrap_interval(lambda i: values[i].mean(axis=1), len(values), rng, resamples)
-    return values.mean(axis=0), low, high
-
-
-def mean_interval_of_counted(
-    values: Floats, rng: np.random.Generator
-) -> tuple[Floats, Floats, Floats]:
-    """The same without NaN; NaN, and no warning, where nothing counts."""
-    low, high = bootstrap_interval(lambda i: mean_of_counted(values[i], axis=1), len(values), rng)
+    """Mean over the first axis (units) without NaN, and the bounds of its interval, as
+    `bootstrap_interval` has them; NaN where fewer than three units have a value."""
+    bounds = bootstrap_interval(
+        lambda drawn: resampled_means_of_counted(values, drawn), len(values), rng, resamples
+    )
+    few = np.isfinite(values).sum(axis=0) < 3
+    low, high = (np.where(few, np.nan, bound) for bound in bounds)
     return mean_of_counted(values, axis=0), low, high
 
 
