@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 import recovery_probe as rp
-from recovery_probe import picture, plots
+from recovery_probe.analyze import picture, plots
 
 
 def main() -> None:

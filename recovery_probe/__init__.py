@@ -12,7 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recovery_probe.analysis import Analysis, across
+    from recovery_probe.analyze.across import across
+    from recovery_probe.analyze.analysis import Analysis
     from recovery_probe.config import Settings, preset
     from recovery_probe.errors import Damaged, Diverged, HookError, InputError, Interrupted, Missing
     from recovery_probe.recorders import EPISODE, STEP, Array, Hook, Layout, Points, Recorder
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _HOME = {
     "EPISODE": "recorders",
     "STEP": "recorders",
-    "Analysis": "analysis",
+    "Analysis": "analyze.analysis",
     "Array": "recorders",
     "Damaged": "errors",
     "Diverged": "errors",
@@ -37,7 +38,7 @@ _HOME = {
     "Recorder": "recorders",
     "Run": "run",
     "Settings": "config",
-    "across": "analysis",
+    "across": "analyze.across",
     "check_recorder": "testing",
     "fit": "train",
     "open_run": "run",

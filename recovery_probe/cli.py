@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import os
 import re
 import signal
@@ -81,16 +80,12 @@ class Analyze:
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], _words("RUN")] = ()
     # analyses to do, from --list or file.py:NAME; all installed ones when not given
     analysis: Annotated[tuple[str, ...], _words("NAME")] = ()
-    # options of analyses
-    set: Annotated[tuple[str, ...], _words("NAME.OPTION=VALUE")] = ()
     # let analyses run the model again from checkpoints, which takes torch and time
     from_checkpoint: tyro.conf.FlagCreatePairsOff[bool] = False
     # where to write; the run's own directory when there is one run
     out: Path | None = None
     # the report: html (one page), md (Markdown with PNG figures)
     format: tuple[Literal["html", "md"], ...] = ("html",)
-    # simulate the paper's toy model, without any run, into --out
-    toy: tyro.conf.FlagCreatePairsOff[bool] = False
     # list the installed analyses and stop
     list: tyro.conf.FlagCreatePairsOff[bool] = False
 
@@ -143,33 +138,19 @@ def train(argv: Sequence[str]) -> None:
 def analyze(argv: Sequence[str]) -> None:
     """`python -m recovery_probe.analyze RUN [RUN …] [CONTROL …] [--analysis NAME …] [--list]`"""
     from recovery_probe import plugins
-    from recovery_probe.analysis import Analysis, seeds_and_controls
     from recovery_probe.analyze import analyze as analyze_runs
-    from recovery_probe.analyze import simulate
+    from recovery_probe.analyze.groups import seeds_and_controls
+    from recovery_probe.analyze.perform import instance
     from recovery_probe.run import open_runs
 
     command = parse(Analyze, argv, prog="analyze", default=Analyze())
-    options = _options(command.set)
     if command.list:
         names = sorted(plugins.installed("analyses"))
         for name in names:
-            question = plugins.find("analyses", name, Analysis).question
+            question = instance(name).question
             print(f"{name:<{max(map(len, names)) + 2}}{question}")
         return
-    if command.toy:
-        if command.runs or command.analysis:
-            raise InputError("--toy is a simulation of its own: leave out the runs and --analysis")
-        toy = plugins.find("analyses", "toy_model", Analysis)
-        out = command.out or Path("toy_model")
-        found = simulate(toy, out, **options.get("toy_model", {}))
-        for table in found["tables"]:
-            _print_table(table)
-        print(found["verdict"])
-        print(f"figure: {out / 'toy_model.png'}")
-        return
-    if not command.runs:
-        raise InputError("analyze needs a run directory; train one first, or see --list")
-    chosen = [plugins.find("analyses", name, Analysis) for name in command.analysis]
+    chosen = [instance(name) for name in command.analysis]
     runs, controls = seeds_and_controls([r for path in command.runs for r in open_runs(path)])
     summary = analyze_runs(
         runs,
@@ -177,34 +158,9 @@ def analyze(argv: Sequence[str]) -> None:
         chosen,
         out=command.out and as_path(command.out),
         from_checkpoint=command.from_checkpoint,
-        options=options,
         formats=command.format,
     )
     _tell(summary, command.out or runs[0].path, command.format)
-
-
-def _options(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`NAME.OPTION=VALUE`, the value as JSON where it is that, else as text."""
-    options: dict[str, dict[str, Any]] = {}
-    for word in words:
-        left, equals, text = word.partition("=")
-        name, dot, option = left.partition(".")
-        if not (equals and dot and name and option):
-            raise InputError(f"--set {word}: expected NAME.OPTION=VALUE")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        options.setdefault(name, {})[option] = value
-    return options
-
-
-def _print_table(table: dict[str, Any]) -> None:
-    rows = [table["columns"], *table["rows"]]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
-    print()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

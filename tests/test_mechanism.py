@@ -19,13 +19,12 @@ from recovery_probe_analyses import (
     weight_cyclicity,
     weight_residuals,
 )
-from recovery_probe_analyses.weight_cyclicity import coherence, components, geometry
-from recovery_probe_analyses.weight_residuals import stripe
 
 import recovery_probe as rp
 from recovery_probe import stats
 from recovery_probe.analysis import across, estimates, module_groups
 from recovery_probe.errors import Missing
+from recovery_probe.stats import coherence, components, geometry, stripe
 
 T, EPOCHS, WIDTH = 10, 8, 30
 
@@ -184,7 +183,7 @@ def test_stripes_are_found_at_whole_cycles() -> None:
     ]
     assert found > 0.8
     assert stats.permutation_p(found, np.array(null)) < 0.01
-    curve = weight_residuals.by_lag(stats.cosines(residual @ residual.T))
+    curve = stats.by_lag(stats.cosines(residual @ residual.T))
     assert curve[T] > 0.95
     assert curve[T // 2] < -0.95
     assert np.isnan(stripe(residual * (np.arange(len(residual)) > 0)[:, None], T))
@@ -283,12 +282,12 @@ def test_cka_by_the_formula_of_unbiased_hsic() -> None:
 
     x = rng.normal(size=(2, n, 20))
     grams = x @ x.transpose(0, 2, 1)
-    found = activation_similarity.debiased_cka(activation_similarity.u_centred(grams))
+    found = stats.debiased_cka(stats.u_centred(grams))
     expected = hsic(*grams) / np.sqrt(hsic(grams[0], grams[0]) * hsic(grams[1], grams[1]))
     assert found[0, 1] == pytest.approx(expected)
     many = rng.normal(size=(200, n, 20))
     grams = many @ many.transpose(0, 2, 1)
-    cka = activation_similarity.debiased_cka(activation_similarity.u_centred(grams))
+    cka = stats.debiased_cka(stats.u_centred(grams))
     assert abs(cka[np.triu_indices(200, 1)].mean()) < 0.01, "0 for what has nothing in common"
 
 
@@ -297,14 +296,14 @@ def test_a_staircase_is_told_from_a_slope() -> None:
     steps = np.repeat(-np.arange(6.0), 20) + 0.1 * rng.normal(size=120)
     slope = -np.arange(120) / 20 + 0.1 * rng.normal(size=120)
     none = np.empty(0, dtype=int)
-    value, p = step_sizes.staircase(steps, 20, none, 0)
+    value, p = stats.staircase(steps, 20, none, 0)
     assert value > 0.02
     assert p == 1 / 20
-    value, p = step_sizes.staircase(slope, 20, none, 0)
+    value, p = stats.staircase(slope, 20, none, 0)
     assert value < 0
     # The stairs begin at document 7's turn.
-    assert step_sizes.staircase(np.roll(steps, 7), 20, np.arange(7), 7)[1] == 1 / 20
-    assert step_sizes.staircase(steps, 20, none, 5)[1] > 0.2
+    assert stats.staircase(np.roll(steps, 7), 20, np.arange(7), 7)[1] == 1 / 20
+    assert stats.staircase(steps, 20, none, 5)[1] > 0.2
 
 
 def test_step_sizes_by_hand(dense: rp.Run) -> None:

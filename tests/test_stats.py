@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from recovery_probe import stats
-from recovery_probe.stats import COUNTED, NEVER_ROSE, NOT_REACHED, TOO_LITTLE
+from recovery_probe.stats import COUNTED, NEVER_ROSE, NO_TURN, NOT_REACHED, TOO_LITTLE
 
 
 def cyclic(T: int, E: int) -> np.ndarray:
@@ -47,14 +49,16 @@ def test_hand_worked_two_documents() -> None:
     losses = np.array([[9.0, 9], [1, 8], [4, 1], [1, 3], [0.5, 1]])
     scores, reasons = stats.recovery_per_document(losses, cyclic(2, 2))
     assert scores.tolist() == [[0.0, 0.0]]
-    assert stats.shift_aligned(losses, 2).tolist() == [[9, 8], [1, 1], [4, 3], [1, 1]]
+    assert stats.shift_aligned(losses, cyclic(2, 2)).tolist() == [[9, 8], [1, 1], [4, 3], [1, 1]]
     assert reasons.tolist() == [[COUNTED, COUNTED]]
 
 
 def test_one_epoch_has_no_score() -> None:
     scores, _ = stats.recovery_per_document(np.ones((4, 3)), cyclic(3, 1))
     assert scores.shape == (0, 3)
-    curve, _ = stats.recovery_of_curve(stats.shift_aligned(np.ones((4, 3)), 3).mean(1), 3)
+    curve, _ = stats.recovery_of_curve(
+        stats.shift_aligned(np.ones((4, 3)), cyclic(3, 1)).mean(1), 3
+    )
     assert curve.shape == (0,)
 
 
@@ -68,7 +72,7 @@ def test_no_forgetting_and_monotone_fall_are_left_out_with_their_reason() -> Non
         scores, reasons = stats.recovery_per_document(losses, cyclic(T, 2))
         assert np.isnan(scores).all()
         assert reasons[0, 0] == expected
-        curve = stats.shift_aligned(losses, T).mean(axis=1)
+        curve = stats.shift_aligned(losses, cyclic(T, 2)).mean(axis=1)
         _, why = stats.recovery_of_curve(curve, T, min_forgetting=stats.MIN_FORGETTING)
         assert why[0] in (NEVER_ROSE, TOO_LITTLE)
 
@@ -92,9 +96,10 @@ def test_curve_reading_is_of_the_averaged_curve() -> None:
     for d, peak in enumerate([1, 2, 1, 2]):
         losses[d + 1 : d + 5, d] = [0, 0, 0, 0]
         losses[d + 1 + peak, d] = 1
-    curve = stats.shift_aligned(losses, T)[1 : T + 1].mean(axis=1)
+    aligned = stats.shift_aligned(losses, cyclic(T, 2))
+    curve = aligned[1 : T + 1].mean(axis=1)
     assert curve.tolist() == [0, 0.5, 0.5, 0]
-    score, _ = stats.recovery_of_curve(stats.shift_aligned(losses, T).mean(axis=1), T)
+    score, _ = stats.recovery_of_curve(aligned.mean(axis=1), T)
     assert score[0] == 1.0
 
 
@@ -118,7 +123,7 @@ def test_scores_equal_the_brute_force(data: st.DataObject) -> None:
 @given(st.integers(2, 6), st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_curve_equals_the_brute_force(T: int, E: int, seed: int) -> None:
     losses = np.random.default_rng(seed).uniform(0, 5, (E * T + 1, T))
-    aligned = stats.shift_aligned(losses, T)
+    aligned = stats.shift_aligned(losses, cyclic(T, E))
     assert aligned.shape == ((E - 1) * T + 2, T)
     averaged = [np.mean([losses[x + d, d] for d in range(T)]) for x in range((E - 1) * T + 2)]
     np.testing.assert_allclose(aligned.mean(axis=1), averaged)
@@ -153,9 +158,65 @@ def test_online_loss_equals_the_brute_force() -> None:
     assert np.array_equal(stats.online_loss(train_loss, M, schedule), expected)
 
 
-def test_visits_refuses_an_uneven_schedule() -> None:
-    with pytest.raises(ValueError, match="not equally often"):
-        stats.visits(np.array([0, 0, 1]), 2)
+def test_an_uneven_schedule() -> None:
+    """Documents come three times, twice and once: what waits is scored, what does not is named."""
+    schedule = np.array([0, 1, 0, 2, 1, 0])
+    losses = np.random.default_rng(2).uniform(0, 5, (7, 3))
+    scores, reasons = stats.recovery_per_document(losses, schedule, 0.0)
+    assert scores.shape == (2, 3)
+    for n, document in ((1, 0), (2, 0), (1, 1)):
+        expected = brute_force_score(losses, schedule.tolist(), document, n)
+        np.testing.assert_allclose(scores[n - 1, document], expected)
+    assert (reasons == NO_TURN).tolist() == [[False, False, True], [False, True, True]]
+    assert stats.recovery_per_document(losses[:4], schedule)[1][1, 0] == NOT_REACHED
+    assert [len(episodes) for episodes in stats.turns(schedule, 3)] == [3, 2, 1]
+    with pytest.raises(ValueError, match=r"\[3, 2, 1\] times, not equally often"):
+        stats.visits(schedule, 3)
+
+
+def test_periodic_is_one_order_for_all_epochs() -> None:
+    order = np.array([2, 0, 1])
+    assert stats.is_periodic(np.tile(order, 4), 3)
+    assert stats.is_periodic(order, 3)
+    for schedule, even in (
+        ([2, 0, 1, 2, 1, 0], True),
+        ([0, 0, 1, 2, 2, 1], True),
+        ([0, 1, 0, 1], False),
+        ([0, 1, 2, 0], False),
+        ([0, 1, 2, 3], False),
+    ):
+        assert not stats.is_periodic(np.array(schedule), 3)
+        assert stats.is_even(np.array(schedule), 3) == even
+
+
+def test_alignment_follows_the_order_of_the_period() -> None:
+    losses = np.random.default_rng(3).uniform(size=(7, 3))
+    order = np.array([2, 0, 1])  # first episodes: document 2 at 0, 0 at 1, 1 at 2
+    aligned = stats.shift_aligned(losses, np.tile(order, 2))
+    expected = [[losses[x + 1, 0], losses[x + 2, 1], losses[x, 2]] for x in range(5)]
+    assert aligned.tolist() == expected
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(3, 6), st.integers(0, 2**32 - 1))
+def test_few_values_are_tested_against_all_their_orders_and_signs(n: int, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=n)
+    slopes = [np.polyfit(np.arange(n), v, 1)[0] for v in itertools.permutations(values)]
+    slope, p = stats.slope_with_p(values)
+    np.testing.assert_allclose(slope, slopes[0])
+    np.testing.assert_allclose(p, np.mean(np.abs(slopes) >= abs(slopes[0]) * (1 - 1e-9)))
+    sums = [np.dot(values, signs) for signs in itertools.product([1, -1], repeat=n)]
+    expected = np.mean(np.abs(sums) >= abs(values.sum()) * (1 - 1e-9))
+    np.testing.assert_allclose(stats.sign_flip_p(values), expected)
+
+
+def test_many_values_are_tested_against_random_ones() -> None:
+    rng = np.random.default_rng(0)
+    tests = [(stats.slope_with_p(v)[1], stats.sign_flip_p(v)) for v in rng.normal(size=(300, 14))]
+    rates = (np.array(tests) <= 0.05).mean(axis=0)
+    assert ((rates > 0.02) & (rates < 0.09)).all(), rates
+    assert stats.slope_with_p(np.arange(14.0)) == (1.0, 2 / 5041)
+    assert np.isnan(stats.slope_with_p(np.array([0.0, np.nan, 1.0]))).all()
 
 
 def test_bootstrap_interval_covers_the_mean() -> None:

@@ -71,14 +71,14 @@ def _one(run: Run, episodes: int, layer: int | None, permutations: int) -> xr.Da
     growth, growth_p = stats.slope_with_p(np.diagonal(alike))
     grams = _grams(run, recorded, epochs)
     layers = grams.shape[1]
-    cka = debiased_cka(grams.reshape(-1, T, T)).reshape(epochs, layers, epochs, layers)
+    cka = stats.debiased_cka(grams.reshape(-1, T, T)).reshape(epochs, layers, epochs, layers)
     rng = generator(run.config.seed, "permutations")
     to_first = np.stack([cka[:, k, 0, k] for k in range(layers)], axis=1)
     to_first[0] = np.nan  # itself
     null = np.empty((permutations, epochs, layers))
     for i in range(permutations):
         order = rng.permutation(T)
-        null[i] = _against(grams, grams[:1][..., order, :][..., order])
+        null[i] = stats.cka_with(grams, grams[:1][..., order, :][..., order])
     return xr.Dataset(
         {
             "cosine": (("episodes_done", "other"), cosine),
@@ -146,31 +146,7 @@ def _grams(run: Run, recorded: xr.Dataset, epochs: int) -> stats.Floats:
             streams = np.stack([real(run, s, d).astype("float32").mean(axis=1) for s, d in pairs])
         by_document = streams[np.argsort(document)].transpose(1, 0, 2).astype("float64")
         grams.append(by_document @ by_document.transpose(0, 2, 1))
-    return u_centred(np.stack(grams))
-
-
-def u_centred(gram: stats.Floats) -> stats.Floats:
-    """(…, n, n) with which Σ K̃ L̃ / (n(n-3)) is the unbiased HSIC; NaN for fewer than four."""
-    n = gram.shape[-1]
-    if n < 4:
-        return np.full_like(gram, np.nan)
-    off = gram * (1 - np.eye(n))
-    rows = off.sum(axis=-1, keepdims=True)
-    columns, all_ = off.sum(axis=-2, keepdims=True), off.sum(axis=(-1, -2), keepdims=True)
-    centred = off - rows / (n - 2) - columns / (n - 2) + all_ / ((n - 1) * (n - 2))
-    return centred * (1 - np.eye(n))
-
-
-def debiased_cka(centred: stats.Floats) -> stats.Floats:
-    """(m, m) linear CKA between m representations, from their U-centred (m, n, n) matrices."""
-    flat = centred.reshape(len(centred), -1)
-    return stats.cosines(flat @ flat.T)
-
-
-def _against(grams: stats.Floats, other: stats.Floats) -> stats.Floats:
-    """(epoch, layer): CKA of each with the (1, layer) other at its layer."""
-    product = (grams * other).sum(axis=(-1, -2))
-    return product / np.sqrt((grams**2).sum(axis=(-1, -2)) * (other**2).sum(axis=(-1, -2)))
+    return stats.u_centred(np.stack(grams))
 
 
 @plots.styled

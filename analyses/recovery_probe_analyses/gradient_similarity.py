@@ -179,7 +179,7 @@ def _numbers(cosine: stats.Floats, T: int, seed: int) -> xr.Dataset:
     names = ("held_out", "overall", "near_minus_far", "peak", "distance_r")
     arrays: dict[str, Any] = {
         "cosine": (("group", "document", "other"), cosine[:, :T, :T]),
-        "by_lag": (("group", "lag"), np.stack([by_lag(one[:T, :T]) for one in cosine])),
+        "by_lag": (("group", "lag"), np.stack([stats.by_cyclic_lag(m[:T, :T]) for m in cosine])),
         "distance_r_p": ("group", np.array([f["distance_r_p"][0] for f in found])),
     }
     for name in names:
@@ -190,41 +190,25 @@ def _numbers(cosine: stats.Floats, T: int, seed: int) -> xr.Dataset:
     return xr.Dataset(arrays)
 
 
-def by_lag(cosine: stats.Floats) -> stats.Floats:
-    """(T // 2,): mean of a (T, T) map over documents a cyclic lag of 1, 2, … apart."""
-    index = np.arange(len(cosine))
-    lags = range(1, len(cosine) // 2 + 1)
-    return np.array([cosine[index, (index + lag) % len(cosine)].mean() for lag in lags])
-
-
 def _of_map(cosine: stats.Floats, T: int, rng: np.random.Generator) -> dict[str, Any]:
     """What `compute` describes, as (value, low, high), of one (T + H, T + H) map."""
     trained = np.where(np.eye(T, dtype=bool), np.nan, cosine[:T, :T])
-    index, half = np.arange(T), T // 2
-    # Of each document: with its two neighbours, and with those across the cycle.
-    near = (trained[index, (index + 1) % T] + trained[index, index - 1]) / 2
-    far = (trained[index, (index + half) % T] + trained[index, index - half]) / 2
-    apart = np.abs(index[:, None] - index)
-    distance = np.minimum(apart, T - apart).astype(float)
-    r, p = stats.mantel(trained, distance, rng, 499)
-
-    def with_bounds(statistic: Callable[[stats.Ints], stats.Floats]) -> tuple[Any, ...]:
-        bounds = stats.bootstrap_interval(statistic, T, rng, resamples=1000)
-        return (statistic(index[None])[0], *bounds)
+    r, p = stats.mantel(trained, stats.distances(T), rng, 499)
 
     def of_documents(each: stats.Floats) -> tuple[Any, ...]:
-        return with_bounds(lambda i: each[i].mean(axis=1))
+        return stats.mean_interval(each, rng, 1000)
 
-    def peak(i: stats.Ints) -> stats.Floats:
-        """Position of the largest of each document's means over the others in `i`."""
-        means = stats.resampled_means_of_counted(trained, i)  # the map is symmetric
-        return np.nanargmax(np.where(np.isnan(means), -2, means), axis=1) / (T - 1)
+    def peaks(i: stats.Ints) -> stats.Floats:
+        return stats.peaks(trained, i)
 
     return {
         "held_out": of_documents(stats.mean_of_counted(cosine[:T, T:])),
         "overall": of_documents(stats.mean_of_counted(trained)),
-        "near_minus_far": of_documents(near - far if T > 3 else np.full(T, np.nan)),
-        "peak": with_bounds(peak),
+        "near_minus_far": of_documents(stats.near_minus_far(trained)),
+        "peak": (
+            peaks(np.arange(T)[None])[0],
+            *stats.bootstrap_interval(peaks, T, rng, resamples=1000),
+        ),
         "distance_r": (r,),
         "distance_r_p": (p,),
     }

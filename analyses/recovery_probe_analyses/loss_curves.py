@@ -44,7 +44,7 @@ def _one(run: Run, focal: int) -> xr.Dataset:
     rows = (run.config.epochs - 1) * T + 2
     aligned = low = high = np.full(rows, np.nan)
     if run.config.schedule.kind == "cyclic":
-        each = stats.shift_aligned(losses[:, :T], T)  # (rows, T)
+        each = stats.shift_aligned(losses[:, :T], schedule)  # (rows, T)
         aligned = each.mean(axis=1)
         low, high = stats.bootstrap_interval(
             lambda i: stats.resampled_means(each.T, i), T, generator(run.config.seed, "bootstrap")

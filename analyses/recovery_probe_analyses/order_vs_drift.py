@@ -52,7 +52,9 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
     turns = stats.visits(run.schedule.values, T)
     before = turns[:, 1:].T  # (epoch, document): episodes done right before the next episode
     start = before - (before - turns[:, :-1].T) // 3
-    falls = np.stack([_fall(r, start, before) for r in (run, *controls)])
+    falls = np.stack(
+        [stats.fall(r.losses.values, r.schedule.values, start, before) for r in (run, *controls)]
+    )
     if not np.isfinite(falls[0]).any():
         raise Missing(f"{run.path}: {run.episodes_done} episodes: no document has come back yet")
     losses = run.losses.values[:, T:]
@@ -92,42 +94,13 @@ def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:
     return dataset
 
 
-def _fall(run: Run, start: stats.Ints, before: stats.Ints) -> stats.Floats:
-    """(epoch, document): fall of each document's loss between two times; NaN where the run trains
-    on it in between."""
-    losses, document = run.losses.values, np.arange(start.shape[1])
-    fall = losses[start, document] - losses[before, document]
-    for at in np.ndindex(fall.shape):
-        if at[1] in run.schedule.values[start[at] : before[at]]:
-            fall[at] = np.nan
-    return fall
-
-
 def _effects(difference: stats.Floats, seed: int) -> stats.Floats:
     """Of differences (epoch, document, held-out document): value, low and high, (3, epoch + 1, 2):
     their mean, and the mean in standard deviations of documents; the last row is that of the
     means over epochs."""
     rng = generator(seed, "bootstrap")
     rows = [*difference, stats.mean_of_counted(difference, axis=0)]
-    return np.stack([_effect(row, rng) for row in rows], axis=1)
-
-
-def _effect(difference: stats.Floats, rng: np.random.Generator) -> stats.Floats:
-    documents, others = difference.shape
-
-    def statistic(i: stats.Ints, j: stats.Ints) -> stats.Floats:
-        each = stats.mean_of_counted(difference[i[:, :, None], j[:, None, :]])
-        mean, sd = stats.mean_of_counted(each), stats.sd_of_counted(each.T)
-        return np.stack([mean, mean / np.where(sd > 0, sd, np.nan)], axis=-1)
-
-    (value,) = statistic(np.arange(documents)[None], np.arange(others)[None])
-    low, high = stats.bootstrap_interval(
-        lambda i: statistic(i, rng.integers(others, size=(len(i), others))), documents, rng
-    )
-    # Neither two documents nor two held-out ones make an interval; one control is one control.
-    if np.isfinite(difference).any(axis=1).sum() < 3 or others == 2:
-        low = high = np.full(2, np.nan)
-    return np.stack([value, low, high])
+    return np.stack([stats.effect(row, rng) for row in rows], axis=1)
 
 
 @plots.styled

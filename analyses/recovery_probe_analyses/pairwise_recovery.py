@@ -134,7 +134,7 @@ def _numbers(drop: stats.Floats, run: Run) -> xr.Dataset:
     others = np.where(np.eye(T, dtype=bool), np.nan, square)
     half = (T - 1) // 2
     lags = np.array([lag for lag in range(-half, T // 2 + 1) if lag])
-    by_lag = np.stack([square[np.arange(T), (np.arange(T) + lag) % T] for lag in lags], axis=1)
+    by_lag = np.stack([stats.at_lag(square, lag) for lag in lags], axis=1)
     symmetry, symmetry_p = stats.mantel(others, others.T, rng)
     arrays: dict[str, Any] = {
         "loss_drop": (("document", "other"), drop),
@@ -152,12 +152,7 @@ def _numbers(drop: stats.Floats, run: Run) -> xr.Dataset:
     add("others", (), stats.mean_of_counted(others))
     add("held_out", (), stats.mean_of_counted(held))
     add("lag_drop", ("lag",), by_lag)
-    index = np.arange(T)
-    near, far = (
-        (square[index, (index + lag) % T] + square[index, index - lag]) / 2 for lag in (1, T // 2)
-    )
-    # Of two or three documents, those across the cycle are the neighbours.
-    add("near_minus_far", (), near - far if T > 3 else np.full(T, np.nan))
+    add("near_minus_far", (), stats.near_minus_far(square))
 
     def excess(i: stats.Ints) -> stats.Floats:
         j = rng.integers(max(1, held.shape[1]), size=(len(i), held.shape[1]))

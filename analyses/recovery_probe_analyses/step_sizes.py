@@ -80,7 +80,7 @@ def _one(run: Run, episodes: int) -> xr.Dataset:
         path[:] = np.nan
     own = np.flatnonzero(run.schedule.values[:total] == focal)
     found = [
-        staircase(
+        stats.staircase(
             np.log(values),
             T,
             own if name == ACTIVATION else own[:0],
@@ -104,30 +104,6 @@ def _changes(final: stats.Floats) -> stats.Floats:
     """Norms between neighbours of (n, position, width)."""
     change = np.diff(final.astype("float64"), axis=0).reshape(len(final) - 1, -1)
     return np.linalg.norm(change, axis=1)
-
-
-def staircase(size: stats.Floats, T: int, left_out: stats.Ints, begin: int) -> tuple[float, float]:
-    """R² of a level for each epoch minus that of a straight line, of (E·T,) values without those
-    at `left_out`, and the share of all T places to begin an epoch that fit as well."""
-    counted = np.isfinite(size)
-    counted[left_out] = False
-    if counted.sum() < 2 * T - len(left_out) or np.ptp(size[counted]) == 0:
-        return np.nan, np.nan
-    y, x = size[counted], np.flatnonzero(counted)
-
-    def unexplained(phase: int) -> float:
-        """Sum of squares about the levels of stretches of T episodes that begin at `phase`."""
-        level = (x - phase) // T
-        means = np.bincount(level - level.min(), y) / np.maximum(
-            np.bincount(level - level.min()), 1
-        )
-        return float(((y - means[level - level.min()]) ** 2).sum())
-
-    line = np.polyval(np.polyfit(x, y, 1), x)
-    all_ = ((y - y.mean()) ** 2).sum()
-    fits = np.array([unexplained(phase) for phase in range(T)])
-    r2 = 1 - fits[begin % T] / all_ - (1 - ((y - line) ** 2).sum() / all_)
-    return float(r2), float((fits <= fits[begin % T] * (1 + 1e-9)).mean())
 
 
 @plots.styled

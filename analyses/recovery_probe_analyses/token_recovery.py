@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from recovery_probe import plots, stats
 from recovery_probe.analysis import (
@@ -95,20 +94,7 @@ def _waits(run: Run, episodes: int) -> tuple[stats.Floats, stats.Floats, int]:
             "--token_losses.every episode"
         )
     values = losses[: episodes + 1, :T].values  # float16, (row, document, position)
-    turns = stats.visits(run.schedule.values, T)
-    forgotten = np.full((T, turns.shape[1] - 1, values.shape[-1]), np.nan)
-    regained, left_out = forgotten.copy(), 0
-    for document, n in np.ndindex(forgotten.shape[:2]):
-        rows = slice(turns[document, n] + 1, turns[document, n + 1] + 1)
-        if rows.stop > len(values):
-            continue
-        wait = values[rows, document].astype("float64")
-        top = int(stats.mean_of_counted(wait).argmax())
-        left_out += top == 0
-        if top > 0:
-            forgotten[document, n] = wait[top] - wait[0]
-            regained[document, n] = wait[top] - wait[-1]
-    return forgotten, regained, left_out
+    return stats.token_waits(values, run.schedule.values)
 
 
 def _numbers(
@@ -135,7 +121,7 @@ def _numbers(
         add(name, ("position",), mean(np.stack(stretches, axis=1)))
         whole = stats.mean_of_counted(values)  # (document, epoch)
         add(f"total_{name}", (), mean(stats.mean_of_counted(whole)))
-    tenth, all_, r = _between_epochs(forgotten, regained)
+    tenth, all_, r = stats.between_waits(forgotten, regained)
 
     def share(i: Any) -> stats.Floats:
         total = all_[i].sum(axis=1)
@@ -144,32 +130,6 @@ def _numbers(
     add("concentration", (), share)
     add("correlation", (), mean(r))
     return dataset.assign_coords(position=starts)
-
-
-def _between_epochs(
-    forgotten: stats.Floats, regained: stats.Floats
-) -> tuple[stats.Floats, stats.Floats, stats.Floats]:
-    """(document,) each: regained nats of the tenth of its tokens that regained most in the other
-    epochs; of all its tokens; and the mean correlation of regained with the forgotten of the other
-    epochs. An epoch's noise is on one side alone. 0, 0 and NaN of documents without two waits."""
-    T, epochs, _ = regained.shape
-    tenth, all_ = np.zeros(T), np.zeros(T)
-    r = np.full((T, epochs), np.nan)
-    for document, n in np.ndindex(T, epochs):
-        others = np.arange(epochs) != n
-        most = stats.mean_of_counted(regained[document, others], axis=0)
-        before = stats.mean_of_counted(forgotten[document, others], axis=0)
-        here = regained[document, n]
-        counted = np.isfinite(here) & np.isfinite(most)
-        if counted.sum() < 3:
-            continue
-        here, most, before = here[counted], most[counted], before[counted]
-        first = np.argsort(-most, kind="stable")[: max(1, round(len(here) / 10))]
-        tenth[document] += here[first].sum()
-        all_[document] += here.sum()
-        if here.std() > 0 and before.std() > 0:
-            r[document, n] = np.corrcoef(before, here)[0, 1]
-    return tenth, all_, stats.mean_of_counted(r)
 
 
 def _words(run: Run, waits: Sequence[tuple[Any, ...]], count: int) -> xr.Dataset:
@@ -181,7 +141,7 @@ def _words(run: Run, waits: Sequence[tuple[Any, ...]], count: int) -> xr.Dataset
     counted = np.isfinite(waits[0][1]).any(axis=1)
     places = np.bincount(which[counted], minlength=len(known))
     sums = np.stack(  # (run, forgotten and regained, word)
-        [[_sums(values, which, len(known)) for values in one[:2]] for one in waits]
+        [[stats.sums_by_word(values, which, len(known)) for values in one[:2]] for one in waits]
     )
     ranks = np.argsort(-sums[0], axis=-1, kind="stable")[:, :count]  # (by, rank)
     lists = sums[:, :, ranks]  # (run, forgotten and regained, by, rank)
@@ -202,13 +162,6 @@ def _words(run: Run, waits: Sequence[tuple[Any, ...]], count: int) -> xr.Dataset
         },
         coords={"by": list(BY), "rank": np.arange(1, count + 1)},
     )
-
-
-def _sums(values: stats.Floats, which: NDArray[Any], words: int) -> stats.Floats:
-    """(word,): nats of (document, epoch, position), mean over epochs, at all places of a word."""
-    each = np.nan_to_num(stats.mean_of_counted(values, axis=1))
-    sums = np.bincount(which.ravel(), weights=each.ravel(), minlength=words)
-    return sums.astype("float64")
 
 
 @plots.styled

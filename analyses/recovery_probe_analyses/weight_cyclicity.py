@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -77,9 +76,9 @@ def _one(run: Run, episodes: int, permutations: int) -> xr.Dataset:
     for which in groups.values():
         of_group = vectors(moved, which)
         path = np.concatenate([np.zeros((1, of_group.shape[1])), of_group.cumsum(axis=0)])
-        axes, share = components(path)
+        axes, share = stats.components(path)
         rng = generator(run.config.seed, "rotations")
-        numbers = coherence(of_group, T, permutations, rng) | geometry(of_group, T)
+        numbers = stats.coherence(of_group, T, permutations, rng) | stats.geometry(of_group, T)
         for name, value in {**numbers, "component": axes, "variance_share": share}.items():
             parts.setdefault(name, []).append(value)
     dims = {
@@ -100,75 +99,6 @@ def _one(run: Run, episodes: int, permutations: int) -> xr.Dataset:
             "cycle": np.arange(1, epochs),
         },
     )
-
-
-def components(vectors: stats.Floats, count: int = 3) -> tuple[stats.Floats, stats.Floats]:
-    """Coordinates (n, count) of n points (n, d) on their principal components, and the share of
-    their variance (count,); zeros beyond the d-th."""
-    centred = vectors - vectors.mean(axis=0)
-    d = centred.shape[1]
-    values, directions = scipy.linalg.eigh(
-        centred.T @ centred, subset_by_index=[max(0, d - count), d - 1]
-    )
-    missing = max(0, count - d)
-    values = np.pad(values[::-1].clip(0), (0, missing))
-    axes = np.pad(centred @ directions[:, ::-1], ((0, 0), (0, missing)))
-    return axes, values / max((centred**2).sum(), 1e-300)
-
-
-def coherence(
-    moved: stats.Floats, T: int, permutations: int, rng: np.random.Generator
-) -> dict[str, Any]:
-    """Shares and order, as `compute` describes them, with their p-values, and the loops'
-    components, from the updates (E·T, d) of all episodes.
-
-    Turning an epoch about itself moves where it meets another, and no more: what the shares need
-    of two epochs, at every turn of one against the other, is worked out once.
-    """
-    loops = stats.epoch_loops(moved, T)  # (epoch, position, d)
-    epochs = len(loops)
-    orders = np.stack([np.arange(len(moved)), *stats.rotations(T, epochs, permutations, rng)])
-    start = orders[:, ::T] % T  # (order, epoch)
-    apart = (start[:, None, :] - start[:, :, None]) % T  # (order, epoch, other)
-    waves = np.fft.fft(loops, axis=1).transpose(1, 0, 2)  # (harmonic, epoch, d)
-    power = waves.conj() @ waves.transpose(0, 2, 1)  # (harmonic, epoch, other)
-    # Inner products of two epochs' loops, summed over positions, at each turn of the second.
-    turned = np.fft.ifft(power, axis=0).real  # (turn, epoch, other)
-    e, f = np.ogrid[:epochs, :epochs]
-    cycle = turned[apart, e, f].sum(axis=(1, 2)) / epochs
-    phase = np.exp(2j * np.pi * apart / T)
-    period = 2 * (power[1] * phase).real.sum(axis=(1, 2)) / (epochs * T)
-    total = (loops**2).sum() or np.nan  # two documents make a line, and no loop
-    plane, share = components(loops.reshape(len(moved), -1))
-    turn = np.arctan2(plane[:, 1], plane[:, 0])
-    angle = 2 * np.pi * np.arange(len(moved)) / T
-    order = np.abs(stats.circular_correlation(turn[orders], angle))
-    names = ("period_share", "cycle_share", "order")
-    values = np.stack([period / total, cycle / total, order], axis=1)
-    p = stats.permutation_p(values[0], values[1:])
-    found = dict(zip(names, values[0], strict=True))
-    found |= {f"{name}_p": p[i] for i, name in enumerate(names)}
-    return {**found, "loop": plane, "loop_share": share}
-
-
-def geometry(moved: stats.Floats, T: int) -> dict[str, Any]:
-    """Turns, radius and tightening, as `compute` describes them."""
-    cycles = len(moved) // T - 1
-    residual = stats.episode_residuals(moved, T)[0][: cycles * T]
-    plane, _ = components(residual, 2)
-    turn = np.arctan2(plane[:, 1], plane[:, 0])
-    between = (np.diff(turn) + np.pi) % (2 * np.pi) - np.pi
-    turns = between.sum() / (2 * np.pi) * T / len(between)
-    within = np.append(between, 0.0).reshape(cycles, T)[:, :-1].sum(axis=1)
-    radius = np.hypot(*plane.T).reshape(cycles, T).mean(axis=1)
-    tightening, tightening_p = stats.slope_with_p(np.log(radius))
-    return {
-        "turns": abs(turns),
-        "turns_p": stats.sign_flip_p(within),
-        "radius": radius,
-        "tightening": tightening,
-        "tightening_p": tightening_p,
-    }
 
 
 @plots.styled

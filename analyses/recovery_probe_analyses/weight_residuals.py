@@ -88,22 +88,16 @@ def _one(run: Run, episodes: int, permutations: int) -> xr.Dataset:
     columns["total"] = slice(None)
     every = np.concatenate(list(kinds.values()), axis=1)
     residual, rows = stats.episode_residuals(every, T)
-    # Stripes of rotations, and of none first, in float32: the vectors are large, and memory the
-    # floor. All are rounded alike, so that a rotation that changes nothing still ties.
-    coarse = every.astype("float32")
-    shuffled, at_random = np.empty_like(coarse), np.empty(residual.shape, "float32")
-    chances = np.empty((1 + len(turned), len(groups)))
-    for i, order in enumerate([np.arange(len(coarse)), *turned]):
-        np.take(coarse, order, axis=0, out=shuffled, mode="clip")  # `raise` would copy once more
-        stats.episode_residuals(shuffled, T, at_random)
-        chances[i] = [stripe(at_random[:, columns[name]], T) for name in groups]
+    # Of no rotation first, rounded as the others are: a rotation that changes nothing still ties.
+    orders = np.concatenate([np.arange(len(every))[None], turned])
+    chances = stats.stripes_of_orders(every, [columns[name] for name in groups], orders, T)
     parts = []
     for name, chance in zip(groups, chances.T, strict=True):
         own = residual[:, columns[name]]
-        cosine, found = stats.cosines(own @ own.T), stripe(own, T)
-        low, high = _interval(cosine, T, run.config.seed)
+        cosine, found = stats.cosines(own @ own.T), stats.stripe(own, T)
+        low, high = stats.stripe_interval(cosine, T, generator(run.config.seed, "bootstrap"))
         p = stats.permutation_p(chance[0], chance[1:], slack=1e-4)
-        parts.append((cosine.astype("float32"), by_lag(cosine), found, low, high, p))
+        parts.append((cosine.astype("float32"), stats.by_lag(cosine), found, low, high, p))
     stacked = [np.stack(p) for p in zip(*parts, strict=True)]
     one = ("group",)
     return xr.Dataset(
@@ -122,50 +116,6 @@ def _one(run: Run, episodes: int, permutations: int) -> xr.Dataset:
             "lag": np.arange(len(rows)),
         },
     )
-
-
-def by_lag(cosine: stats.Floats) -> stats.Floats:
-    """(lag,): mean over all pairs that far apart, of an (n, n) map; lag 0 first."""
-    return np.array([np.diagonal(cosine, lag).mean() for lag in range(len(cosine))])
-
-
-def stripe(residual: stats.Floats, T: int) -> float:
-    """How much more alike residuals (n, d) are, by mean cosine, at whole cycles than at other lags
-    beyond T/2; NaN when one has no length. Sums over pairs come from sums of vectors, T at a time:
-    the map of all pairs is not laid out."""
-    n, half = len(residual), T // 2
-    by_place, near = np.zeros((T, residual.shape[1])), 0.0
-    before = np.empty((0, residual.shape[1]), residual.dtype)
-    for start in range(0, n, T):
-        block = residual[start : start + T]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            block = block / np.linalg.norm(block, axis=1, keepdims=True)
-        by_place[: len(block)] += block
-        lags = np.arange(len(block)) - np.arange(-len(before), len(block))[:, None]
-        counted = (lags > 0) & (lags <= half)
-        near += ((np.concatenate([before, block]) @ block.T) * counted).sum()
-        before = block[-half:]
-    # Over the pairs within sets of vectors, from the sum of each set.
-    whole, every = (float(((sums**2).sum() - n) / 2) for sums in (by_place, by_place.sum(axis=0)))
-    count = n - np.arange(n)  # pairs at each lag
-    wholes = count[T::T].sum()
-    others = count[half + 1 :].sum() - wholes
-    return whole / wholes - (every - near - whole) / others if others else np.nan
-
-
-def _interval(cosine: stats.Floats, T: int, seed: int) -> tuple[stats.Floats, stats.Floats]:
-    """Of the stripe of an (n, n) map, over positions in the cycle, of the first of each pair."""
-    sums, counts = np.zeros((2, T)), np.zeros((2, T))
-    for i, row in enumerate(cosine):
-        whole, beyond = row[i + T :: T], row[i + T // 2 + 1 :]
-        sums[:, i % T] += whole.sum(), beyond.sum() - whole.sum()
-        counts[:, i % T] += len(whole), len(beyond) - len(whole)
-
-    def statistic(drawn: stats.Ints) -> stats.Floats:
-        total = sums[:, drawn].sum(axis=-1) / np.maximum(counts[:, drawn].sum(axis=-1), 1)
-        return total[0] - total[1]
-
-    return stats.bootstrap_interval(statistic, T, generator(seed, "bootstrap"))
 
 
 @plots.styled

@@ -303,7 +303,7 @@ class Run:
     def plot(self) -> Figure:
         """The picture, its control beside it: mean loss against episodes until a document's next
         turn. Raises `Missing` before any document waits for one."""
-        from recovery_probe import picture
+        from recovery_probe.analyze import picture
 
         return picture.draw(picture.numbers(self, self.controls))
 

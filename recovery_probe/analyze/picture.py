@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 
-from recovery_probe import plots, stats
-from recovery_probe.analysis import labels
+from recovery_probe import stats
+from recovery_probe.analyze import plots
+from recovery_probe.analyze.groups import labels
 from recovery_probe.errors import Missing
+from recovery_probe.run import Run
 
 if TYPE_CHECKING:
-    from recovery_probe.run import Run
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Mean loss of documents while they wait for their next turn"
 LABELLED = 6  # epochs named in the legend, at most
@@ -130,6 +130,8 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 
 def _line(axes: Axes, part: xr.Dataset, colour: object) -> None:
+    from matplotlib.collections import LineCollection
+
     points = np.stack([part.until, part.loss], axis=-1)
     documents = part.documents.values / part.attrs["T"]
     axes.add_collection(

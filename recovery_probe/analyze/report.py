@@ -8,16 +8,17 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-import numpy as np
 import xarray as xr
 
-from recovery_probe import config, picture, plots
-from recovery_probe.analysis import HIGH, LOW, P, coordinate, is_estimate, points, with_p
+from recovery_probe import config
+from recovery_probe.analyze import estimate, picture, plots
 from recovery_probe.errors import Missing
 from recovery_probe.run import Run
+
+if TYPE_CHECKING:  # start-up
+    import jinja2
 
 ROWS = 120  # a longer table is left to NAME.zarr
 Groups = Sequence[tuple[Run, list[Run]]]
@@ -46,41 +47,26 @@ def tables(dataset: xr.Dataset) -> list[dict[str, Any]]:
     """The estimates of a dataset as text: a table for each set of dimensions, a column for each
     estimate, `value [low, high], p`. One of more than `ROWS` rows says only how many there are."""
     by_dims: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-    for name in map(str, dataset.data_vars):
-        if is_estimate(dataset, name):
-            by_dims[dataset[name].dims].append(name)
+    for name in estimate.names(dataset):
+        by_dims[dataset[name].dims].append(name)
     made = []
     for dims, names in sorted(by_dims.items(), key=lambda item: len(item[0])):
-        at = points(dataset[names[0]])
-        if not at:
+        count = dataset[names[0]].size
+        if not count:
             continue
         columns = [_words(d) for d in dims] + [_heading(dataset, n) for n in names]
+        places = [list(estimate.points(dataset, n)) for n in names] if count <= ROWS else []
         rows = [
-            [_words(coordinate(dataset, d, i)) for d, i in point.items()]
-            + [_cell(dataset, n, point) for n in names]
-            for point in (at if len(at) <= ROWS else [])
+            [_words(label) for label in row[0][0].values()] + [e.cell for _, e in row]
+            for row in zip(*places, strict=True)
         ]
-        made.append({"columns": columns, "rows": rows, "count": len(at)})
+        made.append({"columns": columns, "rows": rows, "count": count})
     return made
 
 
 def _heading(dataset: xr.Dataset, name: str) -> str:
     units = dataset[name].attrs.get("units", "1")
     return _words(name) + (f" ({units})" if units != "1" else "")
-
-
-def _cell(dataset: xr.Dataset, name: str, at: dict[Any, int]) -> str:
-    value, *others = (
-        float(dataset[name + suffix].isel(at)) if name + suffix in dataset else np.nan
-        for suffix in ("", LOW, HIGH, P)
-    )
-    low, high, p = others
-    if np.isnan(value):
-        return "–"
-    text = f"{value:.3g}"
-    if not np.isnan(low):
-        text += f" [{low:.3g}, {high:.3g}]"
-    return text + (f", {with_p(p)}" if name + P in dataset else "")
 
 
 def _words(name: Any) -> str:
@@ -95,18 +81,18 @@ def _render(
     figure: Callable[[str], str],
 ) -> str:
     runs = [run for run, _ in groups]
-    drawn, reading = _picture(groups, folder)
+    drawn, reading = _picture(groups, folder) if runs else (False, "")
     return _template(template).render(
-        title=_title(runs),
+        title=_title(runs) if runs else ", ".join(map(_words, summary["analyses"])),
         picture=figure("picture") if drawn else None,
         reading=reading,
         runs=runs,
         controls=[c for _, own in groups for c in own],
-        summary=runs[0].summary(),
+        summary=runs[0].summary() if runs else {},
         analyses=[{**a, "figure": figure(name)} for name, a in summary["analyses"].items()],
         not_done=summary["not_done"],
         documents=[_documents(run) for run in runs],
-        settings=config.to_toml(runs[0].config),
+        settings=config.to_toml(runs[0].config) if runs else "",
     )
 
 
@@ -158,7 +144,9 @@ def _documents(run: Run) -> list[dict[str, Any]]:
 
 @functools.cache
 def _template(name: str) -> jinja2.Template:
-    text = (resources.files("recovery_probe") / name).read_text(encoding="utf-8")
+    import jinja2
+
+    text = (resources.files("recovery_probe.analyze") / name).read_text(encoding="utf-8")
     env = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -1,0 +1,76 @@
+"""What an analysis is: a question put to a run, with what its answer would be if there were
+nothing to see, and what it cannot see."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import xarray as xr
+
+from recovery_probe.analyze import estimate
+from recovery_probe.errors import Missing
+from recovery_probe.run import Run
+
+if TYPE_CHECKING:  # a second of start-up
+    from matplotlib.figure import Figure
+
+
+def RUN(analysis: Analysis, runs: Sequence[Run]) -> None:
+    """A run."""
+    if not runs:
+        raise Missing(f"{analysis.name} needs a run directory; train one first")
+
+
+@dataclass(frozen=True)
+class Analysis(ABC):
+    """A plug-in: one file, one class, and a frozen dataclass: its fields are its settings, and the
+    comment above each is its help on the command line.
+
+    The numbers of its dataset that have an interval or a p-value are put there as estimates
+    (`estimate.put`): these are what the report tabulates, and what gets a mean, a spread and an
+    interval over seeds (`across`). Called with a run and its controls it is checked, and computed:
+    `Recovery()(run, *run.controls)`.
+    """
+
+    name: ClassVar[str]
+    question: ClassVar[str]
+    null: ClassVar[str]  # what it would show if there were no effect
+    blind_spot: ClassVar[str]  # what it cannot tell apart
+    # What it needs of a run and its controls, the run itself first. One that needs nothing, a
+    # simulation, is computed without any run, when it is named and not otherwise.
+    needs: ClassVar[tuple[Need, ...]] = (RUN,)
+
+    def __call__(self, *runs: Run) -> xr.Dataset:
+        """What `compute` makes of a run and its controls. Raises `Missing` where they lack what it
+        needs."""
+        for need in self.needs:
+            need(self, runs)
+        return self.compute(*runs)
+
+    @abstractmethod
+    def compute(self, *runs: Run) -> xr.Dataset:
+        """Numbers of a run, which comes first, and its controls, with dimensions, units and how
+        they were made."""
+
+    @abstractmethod
+    def plot(self, dataset: xr.Dataset) -> Figure:
+        """A figure of these numbers; it computes none."""
+
+    def summary(self, dataset: xr.Dataset) -> dict[str, Any]:
+        """What JSON can hold; `verdict` is a sentence for the report."""
+        before = f"{dataset.attrs['compared']} " if "compared" in dataset.attrs else ""
+        return {
+            "estimates": estimate.records(dataset),
+            "verdict": before + self.verdict(dataset),
+        }
+
+    def verdict(self, dataset: xr.Dataset) -> str:
+        """What the numbers say, in a sentence or two."""
+        raise NotImplementedError
+
+
+# Raises `Missing`, with the mend, where a run or one of its controls lacks something.
+Need: TypeAlias = Callable[[Analysis, Sequence[Run]], None]

@@ -1,0 +1,150 @@
+"""Runs that belong together: a run and its controls, several seeds of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from recovery_probe import config
+from recovery_probe.config import EXECUTION
+from recovery_probe.errors import InputError
+from recovery_probe.run import Run
+
+# Settings in which a run and its control may differ.
+FREE = ("schedule.kind", "schedule.keep_first", "control", *EXECUTION)
+
+
+def check_controls(run: Run, controls: Sequence[Run]) -> None:
+    """Raise `InputError` unless every control differs from the run in its schedule, and in that
+    alone."""
+    for control in controls:
+        differing = _differing(run, control, FREE)
+        if differing:
+            values = ", ".join(f"{name} ({a!r}, {b!r})" for name, (a, b) in differing.items())
+            raise InputError(
+                f"{control.path}: not a control of {run.path}; beside the schedule they differ "
+                f"in {values}"
+            )
+        if np.array_equal(run.schedule.values, control.schedule.values):
+            raise InputError(
+                f"{control.path}: not a control of {run.path}: its schedule is the same, "
+                f"{control.config.schedule.kind}; leave it out"
+            )
+        if list(run.record.digest.values) != list(control.record.digest.values):
+            raise InputError(f"{control.path}: not a control of {run.path}; documents differ")
+        start = run.losses[0].values, control.losses[0].values
+        if not np.allclose(*start, rtol=1e-3, equal_nan=True):
+            raise InputError(f"{control.path}: not a control of {run.path}; initial losses differ")
+
+
+def _differing(run: Run, other: Run, free: Sequence[str]) -> dict[str, Any]:
+    """Setting -> its two values, wherever two runs differ in what decides their training; `hooks`
+    that edit too, which stand in no settings."""
+    edits = run.edits, other.edits
+    return {
+        name: pair
+        for name, pair in config.differences(run.config, other.config).items()
+        if name.partition(".")[0] not in config.WATCHING and name not in free
+    } | ({"hooks": edits} if edits[0] != edits[1] else {})
+
+
+def seeds_and_controls(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """The first run and those that differ from it in the seed alone; and the others, which are
+    to be controls. A run with a seed that is there already is a control too."""
+    seeds: list[Run] = []
+    controls: list[Run] = []
+    for run in runs:
+        same = not seeds or not _differing(seeds[0], run, ("seed", *EXECUTION))
+        new = run.config.seed not in [s.config.seed for s in seeds]
+        (seeds if same and new else controls).append(run)
+    return seeds, controls
+
+
+def match(runs: Sequence[Run], controls: Sequence[Run]) -> list[tuple[Run, list[Run]]]:
+    """Each run with its controls, those of its seed, in one order of schedules for all. Raises
+    `InputError` for a control that belongs to none, and when some of several runs have fewer
+    controls than others, or of other schedules."""
+    if controls and not runs:
+        raise InputError(f"{controls[0].path}: a control of no run")
+    for run in runs[1:]:
+        differing = _differing(runs[0], run, ("seed", *EXECUTION))
+        if differing:
+            raise InputError(
+                f"{run.path}: not another seed of {runs[0].path}; they differ in "
+                f"{', '.join(differing)}"
+            )
+    by_seed: dict[int, tuple[Run, list[Run]]] = {run.config.seed: (run, []) for run in runs}
+    if len(by_seed) < len(runs):
+        raise InputError(
+            "two of the runs have one seed: "
+            + ", ".join(f"{r.path} ({r.config.seed})" for r in runs)
+        )
+    for control in controls:
+        run, own = by_seed.get(control.config.seed, (runs[0], []))
+        check_controls(run, [control])
+        own.append(control)
+    counts = {len(own) for _, own in by_seed.values()}
+    if len(counts) > 1:
+        numbers = ", ".join(f"{run.path} ({len(own)})" for run, own in by_seed.values())
+        raise InputError(f"every seed needs as many controls as the others: {numbers}")
+    groups = [(run, sorted(own, key=_schedule)) for run, own in by_seed.values()]
+    for run, own in groups:
+        if list(map(_schedule, own)) != list(map(_schedule, groups[0][1])):
+            raise InputError(
+                f"every seed needs controls of the same schedules as the others: those of "
+                f"{run.path} are {_schedules(own)}, those of {groups[0][0].path} "
+                f"{_schedules(groups[0][1])}"
+            )
+    return groups
+
+
+def _schedule(run: Run) -> tuple[str, bool]:
+    return run.config.schedule.kind, run.config.schedule.keep_first
+
+
+def _schedules(runs: Sequence[Run]) -> str:
+    return ", ".join(f"{kind} (keep_first {first})" for kind, first in map(_schedule, runs))
+
+
+def common(runs: Sequence[Run]) -> int:
+    """Episodes that all of a run and its controls have done."""
+    return min(run.episodes_done for run in runs)
+
+
+def compared(runs: Sequence[Run]) -> dict[str, str]:
+    """The attribute `compared` of a dataset that stops where the shortest run does, where another
+    has done more: what its verdict says first."""
+    shortest = min(runs, key=lambda run: run.episodes_done)
+    if all(run.episodes_done == shortest.episodes_done for run in runs):
+        return {}
+    done = f"{shortest.path} has got: {shortest.episodes_done} episodes"
+    return {"compared": f"The runs are compared as far as {done}."}
+
+
+def shared_checkpoints(runs: Sequence[Run]) -> list[int]:
+    """Episodes done at each checkpoint that all of them have, as far as all have got."""
+    done = common(runs)
+    shared = set.intersection(*(set(run.checkpoints) for run in runs))
+    return sorted(time for time in shared if time <= done)
+
+
+def beside(runs: Sequence[Run], of_run: Callable[[Run], xr.Dataset], **attrs: Any) -> xr.Dataset:
+    """The datasets of a run and its controls along a dimension `run`, with the attributes `attrs`,
+    `T` and, where it applies, `compared`."""
+    dataset = xr.concat([of_run(run) for run in runs], "run").assign_coords(run=labels(runs))
+    return dataset.assign_attrs(T=runs[0].config.documents.count, **compared(runs), **attrs)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A short, distinct name for each run: its schedule, with its folder where two share one."""
+    kinds = [r.config.schedule.kind for r in runs]
+    names = [
+        kind if kinds.count(kind) == 1 else f"{kind} ({r.path.resolve().name})"
+        for kind, r in zip(kinds, runs, strict=True)
+    ]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{kind} ({run.path})" for kind, run in zip(kinds, runs, strict=True)]

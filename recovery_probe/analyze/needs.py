@@ -1,0 +1,88 @@
+"""What analyses need of a run and its controls: each is checked before anything is computed, and
+says the mend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recovery_probe import stats
+from recovery_probe.analyze.analysis import RUN, Analysis, Need
+from recovery_probe.analyze.groups import common, shared_checkpoints
+from recovery_probe.errors import Missing
+from recovery_probe.run import Run
+
+__all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "recorded"]
+
+
+def recorded(name: str, every_episode: bool = False) -> Need:
+    """A recorder, and that none of its times leaves out an episode: one that watches steps has the
+    first of each episode, and so stretches that end with each."""
+
+    def check(_: Analysis, runs: Sequence[Run]) -> None:
+        done = common(runs)
+        for run in runs:
+            dataset = run.recorder(name)
+            due = {"step": np.arange(done) * run.config.steps, "episodes_done": np.arange(done + 1)}
+            times = [time for time in due if time in dataset.dims]
+            whole = all(np.isin(due[time], dataset[time].values).all() for time in times)
+            if every_episode and not whole:
+                every = dataset.attrs.get("every") or getattr(run.config, name).every
+                raise Missing(
+                    f"{run.path}: {name}.every = {every!r} leaves out some episodes; train again "
+                    f"with --{name}.every episode"
+                )
+
+    return check
+
+
+def epochs(least: int) -> Need:
+    """Whole epochs that the run and its controls have done."""
+
+    def check(_: Analysis, runs: Sequence[Run]) -> None:
+        done = common(runs)
+        if done < least * runs[0].config.documents.count:
+            raise Missing(
+                f"{runs[0].path}: {done} episodes are done, by it or a run beside it; this needs "
+                f"{least} whole epoch{'s' * (least > 1)}"
+            )
+
+    return check
+
+
+def evenly(_: Analysis, runs: Sequence[Run]) -> None:
+    """Schedules in which all documents come equally often."""
+    for run in runs:
+        T, schedule = run.config.documents.count, run.schedule.values
+        if not stats.is_even(schedule, T):
+            counts = np.bincount(schedule, minlength=T)
+            raise Missing(
+                f"{run.path}: its schedule has documents {counts.min()} to {counts.max()} times; "
+                "this needs all of them equally often, as cyclic and shuffled have them"
+            )
+
+
+def checkpoints(unless: str = "") -> Need:
+    """That the model may and can be run again: `from_checkpoint`, no hooks that edited it, and a
+    checkpoint that all runs have. Not of runs that have the recorder `unless`."""
+
+    def check(analysis: Analysis, runs: Sequence[Run]) -> None:
+        again = [run for run in runs if unless not in run.recorders]
+        for run in again:
+            if not getattr(analysis, "from_checkpoint", False):
+                why = f"recorder {unless} was off: train again with --record {unless}, or"
+                if not unless:
+                    why = f"{analysis.name} runs the model again, which takes torch and time:"
+                raise Missing(f"{run.path}: {why} pass --from-checkpoint")
+            if run.edits:
+                raise Missing(
+                    f"{run.path}: was trained with {', '.join(run.edits)}: without these edits its "
+                    "model, run again, is another network"
+                )
+            if not run.checkpoints:
+                raise Missing(f"{run.path}: no checkpoints; train again with --record checkpoints")
+        if again and not shared_checkpoints(again):
+            raise Missing(f"{runs[0].path}: no checkpoint that the controls have too")
+
+    return check
