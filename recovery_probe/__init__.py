@@ -1,9 +1,15 @@
 """Mechanistic analysis of anticipatory recovery.
 
-    preset(name)       settings by name          Settings   everything that decides a run
-    fit(settings, out) train, and write a run    Run        a run directory, opened
-    open_run(path)     open one                  Analysis   a question put to a run
-    across(datasets)   several seeds, as one     Recorder   watches training, writes arrays
+    preset(name)       settings by name          Settings      everything that decides a run
+    fit(settings, out) train, and write a run    Run           a run directory, opened
+    open_run(path)     open one                  Training      what is trained, and how far it is
+    analyze(run)       put questions to it       across        several seeds, as one
+
+Plug-ins are classes: their fields are their settings.
+
+    Recorder      watches training, writes arrays      Analysis   a question put to a run
+    Intervention  changes training                     Schedule   which document when
+    Source        documents                            Optimizer  how a gradient becomes an update
 
 Importing this takes no time, and opening runs imports no torch.
 """
@@ -12,36 +18,62 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recovery_probe.analyze import analyze
     from recovery_probe.analyze.across import across
     from recovery_probe.analyze.analysis import Analysis
-    from recovery_probe.config import Settings, preset
+    from recovery_probe.analyze.estimate import Estimate
+    from recovery_probe.config import changed, preset
+    from recovery_probe.documents.source import Source, Text, Tokens
     from recovery_probe.errors import Damaged, Diverged, HookError, InputError, Interrupted, Missing
-    from recovery_probe.recorders import EPISODE, STEP, Array, Hook, Layout, Points, Recorder
-    from recovery_probe.run import Run, open_run
+    from recovery_probe.interventions import Edit, Intervention
+    from recovery_probe.moments import Episode, Step
+    from recovery_probe.optimizers import Optimizer
+    from recovery_probe.record.layout import EPISODE, STEP, Array
+    from recovery_probe.record.run import Run, open_run
+    from recovery_probe.recorders import Hook, Layout, Recorder
+    from recovery_probe.recorders.points import Points
+    from recovery_probe.schedules import Schedule
+    from recovery_probe.settings import Settings
     from recovery_probe.testing import check_recorder
-    from recovery_probe.train import fit
+    from recovery_probe.train.fitting import fit
+    from recovery_probe.train.plan import Point
+    from recovery_probe.training import Training
 
 _HOME = {
-    "EPISODE": "recorders",
-    "STEP": "recorders",
+    "EPISODE": "record.layout",
+    "STEP": "record.layout",
     "Analysis": "analyze.analysis",
-    "Array": "recorders",
+    "Array": "record.layout",
     "Damaged": "errors",
     "Diverged": "errors",
+    "Edit": "interventions",
+    "Episode": "moments",
+    "Estimate": "analyze.estimate",
     "Hook": "recorders",
     "HookError": "errors",
     "InputError": "errors",
     "Interrupted": "errors",
+    "Intervention": "interventions",
     "Layout": "recorders",
     "Missing": "errors",
-    "Points": "recorders",
+    "Optimizer": "optimizers",
+    "Point": "train.plan",
+    "Points": "recorders.points",
     "Recorder": "recorders",
-    "Run": "run",
-    "Settings": "config",
+    "Run": "record.run",
+    "Schedule": "schedules",
+    "Settings": "settings",
+    "Source": "documents.source",
+    "Step": "moments",
+    "Text": "documents.source",
+    "Tokens": "documents.source",
+    "Training": "training",
     "across": "analyze.across",
+    "analyze": "analyze.perform",
+    "changed": "config",
     "check_recorder": "testing",
-    "fit": "train",
-    "open_run": "run",
+    "fit": "train.fitting",
+    "open_run": "record.run",
     "preset": "config",
 }
 
@@ -52,17 +84,31 @@ __all__ = [
     "Array",
     "Damaged",
     "Diverged",
+    "Edit",
+    "Episode",
+    "Estimate",
     "Hook",
     "HookError",
     "InputError",
     "Interrupted",
+    "Intervention",
     "Layout",
     "Missing",
+    "Optimizer",
+    "Point",
     "Points",
     "Recorder",
     "Run",
+    "Schedule",
     "Settings",
+    "Source",
+    "Step",
+    "Text",
+    "Tokens",
+    "Training",
     "across",
+    "analyze",
+    "changed",
     "check_recorder",
     "fit",
     "open_run",

@@ -6,26 +6,24 @@ A mistake of the user's is one line on standard error and exit code 2, never a t
 from __future__ import annotations
 
 import contextlib
-import io
-import itertools
 import os
-import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from recovery_probe import config
+from recovery_probe import config, flags, plugins
 from recovery_probe.errors import Diverged, HookError, InputError
-from recovery_probe.store import as_path
+from recovery_probe.record.store import as_path
+from recovery_probe.settings import Settings
+from recovery_probe.spelling import nearest
 
-C = TypeVar("C")
 PATIENCE = 5  # seconds
 
 
@@ -43,25 +41,26 @@ class Train:
       python -m recovery_probe.train quickstart --out runs/long --epochs 12 --optimizer.lr 0.05
     """
 
-    # the settings of the run, each by its own name
-    settings: Annotated[config.Settings, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     # the preset to start from
     preset: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PRESET")] = None
     # a TOML file to start from instead, such as the config.toml of a run
     config: Path | None = None
     # the directory to write; runs/PRESET when not given
     out: Path | None = None
+    # another schedule, in which the matched run is trained too; none for one run, straight in the
+    # directory. shuffled when not given, of a cyclic preset; none with --config
+    control: str | None = None
     # recorders to add: installed names, or file.py:CLASS
     record: Annotated[tuple[str, ...], _words("NAME")] = ()
     # recorders to leave out
     no_record: Annotated[tuple[str, ...], _words("NAME")] = ()
+    # interventions to add: installed names, or file.py:CLASS
+    intervene: Annotated[tuple[str, ...], _words("NAME")] = ()
     # hook functions to record, such as 'mine.py:f@blocks.*.attn.hook_pattern', where * stands for
     # anything
     hook: Annotated[tuple[str, ...], _words("FILE:FUNCTION@PATTERN")] = ()
-    # the passes that hooks see; training when not given, both for hooks that may edit
+    # the passes that hooks see; training when not given
     hook_during: Literal["training", "evaluation", "both"] | None = None
-    # let hooks replace activations, which changes training
-    hook_may_edit: tyro.conf.FlagCreatePairsOff[bool] = False
     # train although the record may not fit on the disk
     force: tyro.conf.FlagCreatePairsOff[bool] = False
     # replace a run that is there already, and all that lies in its folder
@@ -78,7 +77,8 @@ class Analyze:
     # runs that differ in their seed alone, and controls (their own when none is given); or the
     # directory of one run and its control
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], _words("RUN")] = ()
-    # analyses to do, from --list or file.py:NAME; all installed ones when not given
+    # analyses to do, from --list or file.py:NAME; when not given, all installed ones that need a
+    # run
     analysis: Annotated[tuple[str, ...], _words("NAME")] = ()
     # let analyses run the model again from checkpoints, which takes torch and time
     from_checkpoint: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -99,68 +99,132 @@ def train(argv: Sequence[str]) -> None:
         return
     start = _start(argv)
     named = "PRESET" if argv[0].startswith("-") else argv[0]
-    default = Train(settings=start or config.Settings())
-    command = parse(Train, argv, prog=f"train {named}", default=default)
+    settings_flags = flags.of_settings(start or config.resolved(Settings()))
+    command: Any = flags.parse(
+        _with(Train, settings_flags), argv, prog=f"train {named}", known=config.names()
+    )
     if start is None:
         raise InputError(
             f"train needs a preset ({', '.join(config.presets())}) as its first word, or --config"
         )
-    settings = config.check(command.settings)
-    for name in command.no_record:
-        if name not in settings.recorders:
-            raise InputError(f"--no-record {name}: not on; on are {', '.join(settings.recorders)}")
-    kept = [n for n in settings.recorders if n not in command.no_record]
-    recorders = tuple(dict.fromkeys([*kept, *command.record]))
-    settings = replace(settings, recorders=recorders)
+    settings = config.from_dict(_switched(flags.values_of(command.settings), start, command))
     if command.out is None and command.preset is None:
         raise InputError("--config needs --out DIR too")
     out = as_path(command.out or Path("runs") / str(command.preset))
+    control = command.control
+    if control is None:
+        control = "shuffled" if command.preset and settings.schedule.kind == "cyclic" else "none"
 
-    from recovery_probe.analyze import analyze as analyze_run
-    from recovery_probe.recorders.hook import split as split_hook
-    from recovery_probe.train import fit
+    from recovery_probe.analyze.perform import analyze as analyze_run
+    from recovery_probe.functions import split as split_hook
+    from recovery_probe.train.fitting import fit
 
-    hooks = [split_hook(text) for text in command.hook]
     run = fit(
         settings,
         out,
-        hooks=hooks,
-        hook_may_edit=command.hook_may_edit,
+        control=control,
+        hooks=[split_hook(text) for text in command.hook],
         hook_during=command.hook_during,
         overwrite=command.overwrite,
         force=command.force,
     )
-    for control in run.controls:
-        analyze_run(control)
+    for other in run.controls:
+        analyze_run(other)
     _tell(analyze_run(run, run.controls), run.path)
 
 
-def analyze(argv: Sequence[str]) -> None:
-    """`python -m recovery_probe.analyze RUN [RUN …] [CONTROL …] [--analysis NAME …] [--list]`"""
-    from recovery_probe import plugins
-    from recovery_probe.analyze import analyze as analyze_runs
-    from recovery_probe.analyze.groups import seeds_and_controls
-    from recovery_probe.analyze.perform import instance
-    from recovery_probe.run import open_runs
+def _start(argv: Sequence[str]) -> Settings | None:
+    """The settings that the preset or file in `argv` gives, with the plug-ins that `argv` chooses
+    and none of their settings yet; None for neither a preset nor a file."""
+    files = flags.given(argv, "config")
+    named = not argv[0].startswith("-")
+    if named and files:
+        raise InputError(
+            f"start from preset {argv[0]!r} or from --config {files[0]}, not from both"
+        )
+    if not (named or files):
+        return None
+    start = config.preset(argv[0]) if named else config.load(Path(files[-1]))
+    changes: dict[str, Any] = {}
+    for part, (_, selector) in config.CHOICES.items():
+        if words := flags.given(argv, f"{part}.{selector}"):
+            changes[f"{part}.{selector}"] = words[-1]
+    for group, adding in (("recorders", "record"), ("interventions", "intervene")):
+        listed = flags.given(argv, group) or getattr(start, group)
+        changes[group] = list(dict.fromkeys([*listed, *flags.given(argv, adding)]))
+    return config.changed(start, **changes)
 
-    command = parse(Analyze, argv, prog="analyze", default=Analyze())
+
+def _switched(values: dict[str, Any], start: Settings, command: Any) -> dict[str, Any]:
+    """Nested settings, with recorders and interventions as the flags switch them."""
+    for name in command.no_record:
+        if name not in start.recorders:
+            raise InputError(f"--no-record {name}: not on; on are {', '.join(start.recorders)}")
+    values["recorders"] = [n for n in start.recorders if n not in command.no_record]
+    values["interventions"] = list(start.interventions)
+    return values
+
+
+def _with(command: type, settings_flags: type) -> type:
+    """A command that has the settings too, each by its own name."""
+    named = Annotated[settings_flags, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]  # type: ignore[valid-type]
+    made = make_dataclass(
+        command.__name__,
+        [("settings", named, field(default_factory=settings_flags))],
+        bases=(command,),
+        frozen=True,
+    )
+    made.__doc__ = command.__doc__
+    return made
+
+
+def analyze(argv: Sequence[str]) -> None:
+    """`python -m recovery_probe.analyze [RUN …] [CONTROL …] [--analysis NAME …] [--list]`"""
+    names = dict.fromkeys([*flags.given(argv, "analysis"), *plugins.ours("analyses")])
+    known = {plugins.key_of(name): plugins.find("analyses", name) for name in names}
+    tables = [table for key, kind in known.items() for table in flags.of_plugin(kind, key, {})]
+    command: Any = flags.parse(
+        _with(Analyze, make_dataclass("Options", tables)),
+        argv,
+        prog="analyze",
+        known=[f"{k}.{f.name}" for k, kind in known.items() for f in plugins.own_fields(kind)],
+    )
     if command.list:
-        names = sorted(plugins.installed("analyses"))
-        for name in names:
-            question = instance(name).question
-            print(f"{name:<{max(map(len, names)) + 2}}{question}")
+        _list()
         return
-    chosen = [instance(name) for name in command.analysis]
+
+    from recovery_probe.analyze.groups import seeds_and_controls
+    from recovery_probe.analyze.perform import analyze as analyze_runs
+    from recovery_probe.record.run import open_runs
+
+    values = flags.values_of(command.settings)
+    chosen = [
+        plugins.made(plugins.find("analyses", name), values.get(key, {}), key)
+        for name in command.analysis
+        for key in [plugins.key_of(name)]
+    ]
     runs, controls = seeds_and_controls([r for path in command.runs for r in open_runs(path)])
     summary = analyze_runs(
         runs,
         controls or [control for run in runs for control in run.controls],
         chosen,
+        options=values,
         out=command.out and as_path(command.out),
         from_checkpoint=command.from_checkpoint,
         formats=command.format,
     )
     _tell(summary, command.out or runs[0].path, command.format)
+
+
+def _list() -> None:
+    """The installed analyses and their questions."""
+    names = sorted(plugins.installed("analyses"))
+    for name in names:
+        try:
+            question = plugins.find("analyses", name).question
+        except InputError as error:
+            question = str(error)
+        print(f"{name:<{max(map(len, names)) + 2}}{question}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -175,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 commands[words[0]](words[1:])
             else:
                 raise InputError(
-                    f"no command {words[0]!r}{config.nearest(words[0], commands)}; commands: "
+                    f"no command {words[0]!r}{nearest(words[0], commands)}; commands: "
                     + ", ".join(commands)
                 )
         except InputError as error:
@@ -214,98 +278,6 @@ def _stoppable() -> Iterator[dict[int, float]]:
         if not came:  # otherwise the process is about to end
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def parse(command: type[C], argv: Sequence[str], *, prog: str, default: C) -> C:
-    """The command tyro reads from `argv`; an `InputError` of one line where it cannot."""
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            parsed, unknown = tyro.cli(
-                command,
-                prog=f"recovery-probe {prog}",
-                args=_gathered(argv, default),
-                default=default,
-                return_unknown_args=True,
-                use_underscores=True,
-                config=(tyro.conf.DisallowNone,),
-                registry=_registry(),
-            )
-    except SystemExit as stop:
-        if stop.code:
-            raise InputError(_one_line(told.getvalue())) from None
-        raise
-    for word in unknown:
-        if word.startswith("--"):
-            name = word.removeprefix("--").partition("=")[0]
-            known = [*config.names(), *(f.name for f in fields(command))]  # type: ignore[arg-type]
-            raise InputError(f"unknown setting --{name}{config.nearest(name, known)}")
-        raise InputError(f"unexpected argument {word!r}")
-    return parsed
-
-
-def _gathered(argv: Sequence[str], default: object) -> list[str]:
-    """The words, with all values of a flag that takes several behind its one occurrence: argument
-    parsers keep the last occurrence alone, without a word."""
-    several = {f.name for f in fields(default) if isinstance(getattr(default, f.name), tuple)}  # type: ignore[arg-type]
-    several.add("recorders")
-    values: dict[str, list[str]] = {}
-    others: list[str] = []
-    to = others
-    for word in argv:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--"):
-            to.append(word)
-        elif (key := name.replace("-", "_")) in several:
-            to = values.setdefault(key, [])
-            to += [value] if equals else []
-        else:
-            to = others
-            to.append(word)
-    return [*others, *(w for name, given in values.items() for w in (f"--{name}", *given))]
-
-
-def _start(argv: Sequence[str]) -> config.Settings | None:
-    """The settings that the preset or file in `argv` gives, before any change; None for neither."""
-    files = [b for a, b in itertools.pairwise(argv) if a == "--config"]
-    files += [a.removeprefix("--config=") for a in argv if a.startswith("--config=")]
-    named = not argv[0].startswith("-")
-    if named and files:
-        raise InputError(
-            f"start from preset {argv[0]!r} or from --config {files[0]}, not from both"
-        )
-    if files:
-        return config.load(Path(files[-1]))
-    return config.preset(argv[0]) if named else None
-
-
-def _registry() -> tyro.constructors.ConstructorRegistry:
-    """`true` and `false` as TOML writes them."""
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if info.type is not bool:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="{true,false}",
-            instance_from_str=lambda words: {"true": True, "false": False}[words[0].lower()],
-            is_instance=lambda value: isinstance(value, bool),
-            str_from_instance=lambda value: [str(value).lower()],
-            choices=("true", "false", "True", "False"),
-        )
-
-    return registry
-
-
-def _one_line(box: str) -> str:
-    """What tyro drew in a box, without its title, its frame and its hints: they stand between
-    rules, of plain dashes where the terminal knows no others."""
-    frame = re.compile(r"[│╭╮╰╯|]")
-    parts = re.split(r"─{5,}|-{5,}", frame.sub(" ", box))
-    said = parts[1] if len(parts) > 1 else box
-    return " ".join(said.split()).removeprefix("Error parsing ")
 
 
 def _tell(summary: dict[str, Any], path: Path, formats: Sequence[str] = ("html",)) -> None:

@@ -195,11 +195,16 @@ def to_dict(settings: Settings) -> dict[str, Any]:
         if f.name == "tables":
             values |= {name: dict(table) for name, table in value.items()}
         elif is_dataclass(value):
-            inner = {g.name: getattr(value, g.name) for g in fields(value)}
-            values[f.name] = inner | inner.pop("own", {})
+            values[f.name] = flat_part(value)
         else:
             values[f.name] = list(value) if isinstance(value, tuple) else value
     return values
+
+
+def flat_part(part: Any) -> dict[str, Any]:
+    """The settings of one part, its plug-in's own beside the others."""
+    values = {f.name: getattr(part, f.name) for f in fields(part)}
+    return values | values.pop("own", {})
 
 
 def to_toml(settings: Settings) -> str:

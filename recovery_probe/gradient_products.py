@@ -21,7 +21,7 @@ FACTORS = 2**32  # bytes of factors that are kept for the documents of other bat
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 2e-2}
 # Heads come split; and bᵀa of each document.
 JOINED = "document position ... -> document position (...)"
-SUM = "document position out, document position in -> document out in"
+SUM = "document position out, document position width -> document out width"
 
 
 class GradientProducts:

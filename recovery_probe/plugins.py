@@ -34,7 +34,7 @@ class Plugin:
     """The base of every plug-in's class."""
 
     group: ClassVar[str]  # of entry points: recorders, interventions, schedules, …
-    name: ClassVar[str]
+    name: str
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
 
@@ -151,7 +151,7 @@ def comments(kind: type) -> dict[str, str]:
 
 
 def _comment(lines: list[str], first: int, last: int) -> str:
-    above = []
+    above: list[str] = []
     while first and lines[first - 1].strip().startswith("#"):
         first -= 1
         above.insert(0, lines[first].strip().lstrip("# "))

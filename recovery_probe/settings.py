@@ -34,7 +34,7 @@ class Chosen:
     """A part of the settings that names a plug-in, whose own settings stand beside the name: as
     attributes, and in the same table."""
 
-    own: Table = field(default_factory=Table, kw_only=True)
+    own: dict[str, Any] = field(default_factory=Table, kw_only=True)
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
 
@@ -147,11 +147,11 @@ class Settings:
     # how a gradient becomes an update
     optimizer: Optimizer = field(default_factory=Optimizer)
     # settings of recorders and interventions: the name of each -> its table
-    tables: dict[str, Table] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
 
-    def __getattr__(self, name: str) -> Table:
+    def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and name != "tables" and name in self.tables:
             return self.tables[name]
         raise AttributeError(f"no settings called {name!r}")

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from recovery_probe.config import Settings, preset
-from recovery_probe.run import Run, open_run
+from recovery_probe.config import preset
+from recovery_probe.record.run import Run, open_run
+from recovery_probe.settings import Settings
 
 
 def toy_settings(**changes: Any) -> Settings:
     """Settings of a run that trains in a second: 2 blocks, T = 5, H = 2, M = 3, E = 3."""
     values: dict[str, Any] = {
-        "control": "none",
         "epochs": 3,
         "steps": 3,
         "documents": {"count": 5, "tokens": 24, "held_out": 2, "min_tokens": 24},
@@ -38,9 +38,9 @@ def toy_run(control: bool = False) -> Run:
     `control`, its shuffled twin). It lies in a temporary folder that goes with the process."""
     if control:
         return toy_run().controls[0]
-    from recovery_probe.train import fit
+    from recovery_probe.train.fitting import fit
 
-    return fit(toy_settings(control="shuffled"), _temporary() / "toy")
+    return fit(toy_settings(), _temporary() / "toy", control="shuffled")
 
 
 def check_recorder(recorder: Any, **changes: Any) -> xr.Dataset:
@@ -53,7 +53,7 @@ def check_recorder(recorder: Any, **changes: Any) -> xr.Dataset:
 
     `changes` are settings, as `recovery_probe.preset` takes them. Returns what it wrote.
     """
-    from recovery_probe.train import fit
+    from recovery_probe.train.fitting import fit
 
     folder = _temporary()
     settings = toy_settings(recorders=[], **changes)
@@ -62,9 +62,9 @@ def check_recorder(recorder: Any, **changes: Any) -> xr.Dataset:
     layouts: list[Any] = []
 
     class Watched(recorder):  # type: ignore[misc]
-        def start(self, run: Any) -> Any:
-            layouts.append(super().start(run))
-            seen.append(run.model)
+        def start(self, training: Any) -> Any:
+            layouts.append(super().start(training))
+            seen.append(training.model)
             return layouts[-1]
 
     run = fit(settings, folder / "watched", hooks=[Watched])
@@ -95,7 +95,7 @@ def _check_times(
 ) -> None:
     """Every other row of a moment is the same when the others are never asked for: a row that was
     left over from another time is not."""
-    from recovery_probe.train import fit
+    from recovery_probe.train.fitting import fit
 
     moments = [name for name, array in layout.arrays.items() if array.covers == "moment"]
     if recorder.sees_every_step or not moments:
@@ -106,8 +106,8 @@ def _check_times(
         return f"{2 * int(count or 1)} {unit.removesuffix('s')}s"
 
     class Thinned(recorder):  # type: ignore[misc]
-        def start(self, run: Any) -> Any:
-            layout = super().start(run)
+        def start(self, training: Any) -> Any:
+            layout = super().start(training)
             every = {"step": "step", "episodes_done": "episode", **layout.every}
             return replace(layout, every={time: half(often) for time, often in every.items()})
 

@@ -12,11 +12,11 @@ import pytest
 import xarray as xr
 from conftest import cut, planted, tiny
 from matplotlib.figure import Figure
+from recovery_probe.analysis import match, seeds_and_controls
 from recovery_probe_analyses import loss_curves, online_loss, recovery
 
 import recovery_probe as rp
 from recovery_probe import plugins
-from recovery_probe.analysis import match, seeds_and_controls
 from recovery_probe.analyze import analyze
 from recovery_probe.cli import main
 from recovery_probe.config import generator, to_toml

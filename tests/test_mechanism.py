@@ -12,6 +12,7 @@ import scipy.stats
 import xarray as xr
 import zarr
 from conftest import planted, tiny
+from recovery_probe.analysis import across, estimates, module_groups
 from recovery_probe_analyses import (
     activation_similarity,
     order_vs_drift,
@@ -22,7 +23,6 @@ from recovery_probe_analyses import (
 
 import recovery_probe as rp
 from recovery_probe import stats
-from recovery_probe.analysis import across, estimates, module_groups
 from recovery_probe.errors import Missing
 from recovery_probe.stats import coherence, components, geometry, stripe
 

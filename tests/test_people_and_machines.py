@@ -114,7 +114,7 @@ def test_groups_are_there_before_the_run_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of being laid out, a run leaves nothing at all."""
-    from recovery_probe.writer import Writer
+    from recovery_probe.record.writer import Writer
 
     def stops(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

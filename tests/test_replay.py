@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny
+from recovery_probe.analysis import across, module_groups
 from recovery_probe_analyses import gradient_similarity, pairwise_recovery
 
 import recovery_probe as rp
 from recovery_probe import stats
-from recovery_probe.analysis import across, module_groups
 
 
 @pytest.fixture(scope="module")

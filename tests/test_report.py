@@ -17,7 +17,7 @@ from conftest import tiny
 import recovery_probe as rp
 from recovery_probe import plugins
 from recovery_probe.analyze import analyze
-from recovery_probe.writer import Writer
+from recovery_probe.record.writer import Writer
 
 CHROMIUM = shutil.which("chromium")
 

@@ -9,12 +9,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from recovery_probe.analysis import Analysis, common, compared, estimates, labels, with_test
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, common, compared, estimates, labels, with_test
-from recovery_probe.config import generator
 from recovery_probe.errors import InputError, Missing
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 
 def compute(

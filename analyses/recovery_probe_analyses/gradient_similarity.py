@@ -10,8 +10,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-from recovery_probe import plots, stats
 from recovery_probe.analysis import (
     Analysis,
     check_unedited,
@@ -23,10 +21,13 @@ from recovery_probe.analysis import (
     with_interval,
     with_test,
 )
-from recovery_probe.config import generator
+
+from recovery_probe import plots, stats
 from recovery_probe.errors import InputError, Missing
-from recovery_probe.labels import Labels
-from recovery_probe.run import Run, checkpoints
+from recovery_probe.record.folder import checkpoints
+from recovery_probe.record.labels import Labels
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 
 def compute(

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from recovery_probe.analysis import Analysis, labels, number
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, labels, number
-from recovery_probe.config import generator
 from recovery_probe.errors import InputError
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 
 def compute(run: Run, *, controls: Sequence[Run] = (), focal: int | None = None) -> xr.Dataset:

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-
-from recovery_probe import plots, stats
 from recovery_probe.analysis import (
     Analysis,
     against_zero,
@@ -21,8 +19,10 @@ from recovery_probe.analysis import (
     unit,
     with_interval,
 )
-from recovery_probe.config import generator
-from recovery_probe.run import Run
+
+from recovery_probe import plots, stats
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 
 def compute(run: Run, *, controls: Sequence[Run] = ()) -> xr.Dataset:

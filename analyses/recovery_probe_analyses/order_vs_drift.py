@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-
-from recovery_probe import plots, stats
 from recovery_probe.analysis import (
     Analysis,
     against_zero,
@@ -20,9 +18,11 @@ from recovery_probe.analysis import (
     unit,
     with_interval,
 )
-from recovery_probe.config import generator
+
+from recovery_probe import plots, stats
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 HELD_OUT = "held-out"
 

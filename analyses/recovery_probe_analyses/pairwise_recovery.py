@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-
-from recovery_probe import config, plots, stats
 from recovery_probe.analysis import (
     Analysis,
     against_zero,
@@ -22,9 +20,12 @@ from recovery_probe.analysis import (
     with_interval,
     with_test,
 )
-from recovery_probe.config import generator
+
+from recovery_probe import config, plots, stats
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run, checkpoints
+from recovery_probe.record.folder import checkpoints
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 
 def compute(

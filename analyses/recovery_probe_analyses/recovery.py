@@ -14,8 +14,8 @@ from recovery_probe.analyze import estimate, plots
 from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside
-from recovery_probe.config import generator
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

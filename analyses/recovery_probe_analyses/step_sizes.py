@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-
-from recovery_probe import plots, stats
 from recovery_probe.analysis import (
     Analysis,
     common,
@@ -19,7 +17,9 @@ from recovery_probe.analysis import (
     module_groups,
     with_test,
 )
-from recovery_probe.run import Run
+
+from recovery_probe import plots, stats
+from recovery_probe.record.run import Run
 from recovery_probe_analyses.activation_similarity import real
 from recovery_probe_analyses.weight_residuals import updates
 

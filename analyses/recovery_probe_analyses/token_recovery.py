@@ -9,8 +9,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from recovery_probe import plots, stats
 from recovery_probe.analysis import (
     Analysis,
     common,
@@ -20,9 +18,11 @@ from recovery_probe.analysis import (
     number,
     with_interval,
 )
-from recovery_probe.config import generator
+
+from recovery_probe import plots, stats
 from recovery_probe.errors import InputError, Missing
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 STRETCHES = 32  # of positions, at most
 SHOWN = 12  # words in the figure

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from recovery_probe.analysis import Analysis, estimates, with_interval
 
 from recovery_probe import plots, stats
-from recovery_probe.analysis import Analysis, estimates, with_interval
 
 T = 25
 RING_EPOCHS = (0, 1, 2, 4, 10)

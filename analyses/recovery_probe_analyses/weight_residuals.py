@@ -9,8 +9,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-from recovery_probe import plots, stats
 from recovery_probe.analysis import (
     Analysis,
     common,
@@ -20,9 +18,11 @@ from recovery_probe.analysis import (
     module_groups,
     with_test,
 )
-from recovery_probe.config import generator
+
+from recovery_probe import plots, stats
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 
 def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 199) -> xr.Dataset:

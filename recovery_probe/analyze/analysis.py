@@ -12,7 +12,8 @@ import xarray as xr
 
 from recovery_probe.analyze import estimate
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
+from recovery_probe.plugins import Plugin
+from recovery_probe.record.run import Run
 
 if TYPE_CHECKING:  # a second of start-up
     from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ def RUN(analysis: Analysis, runs: Sequence[Run]) -> None:
 
 
 @dataclass(frozen=True)
-class Analysis(ABC):
+class Analysis(Plugin, ABC):
     """A plug-in: one file, one class, and a frozen dataclass: its fields are its settings, and the
     comment above each is its help on the command line.
 
@@ -35,7 +36,7 @@ class Analysis(ABC):
     `Recovery()(run, *run.controls)`.
     """
 
-    name: ClassVar[str]
+    group: ClassVar[str] = "analyses"
     question: ClassVar[str]
     null: ClassVar[str]  # what it would show if there were no effect
     blind_spot: ClassVar[str]  # what it cannot tell apart

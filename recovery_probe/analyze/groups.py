@@ -9,12 +9,11 @@ import numpy as np
 import xarray as xr
 
 from recovery_probe import config
-from recovery_probe.config import EXECUTION
 from recovery_probe.errors import InputError
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
 
-# Settings in which a run and its control may differ.
-FREE = ("schedule.kind", "schedule.keep_first", "control", *EXECUTION)
+# The part of the settings in which a run and its control may differ.
+FREE = "schedule"
 
 
 def check_controls(run: Run, controls: Sequence[Run]) -> None:
@@ -40,15 +39,11 @@ def check_controls(run: Run, controls: Sequence[Run]) -> None:
             raise InputError(f"{control.path}: not a control of {run.path}; initial losses differ")
 
 
-def _differing(run: Run, other: Run, free: Sequence[str]) -> dict[str, Any]:
-    """Setting -> its two values, wherever two runs differ in what decides their training; `hooks`
-    that edit too, which stand in no settings."""
-    edits = run.edits, other.edits
-    return {
-        name: pair
-        for name, pair in config.differences(run.config, other.config).items()
-        if name.partition(".")[0] not in config.WATCHING and name not in free
-    } | ({"hooks": edits} if edits[0] != edits[1] else {})
+def _differing(run: Run, other: Run, free: str) -> dict[str, Any]:
+    """Setting -> its two values, wherever two runs differ in what decides their numbers, but for
+    a `free` part."""
+    differences = config.differences(run.config, other.config, roles=("numbers",))
+    return {n: pair for n, pair in differences.items() if n.partition(".")[0] != free}
 
 
 def seeds_and_controls(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
@@ -57,7 +52,7 @@ def seeds_and_controls(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     seeds: list[Run] = []
     controls: list[Run] = []
     for run in runs:
-        same = not seeds or not _differing(seeds[0], run, ("seed", *EXECUTION))
+        same = not seeds or not _differing(seeds[0], run, "seed")
         new = run.config.seed not in [s.config.seed for s in seeds]
         (seeds if same and new else controls).append(run)
     return seeds, controls
@@ -70,7 +65,7 @@ def match(runs: Sequence[Run], controls: Sequence[Run]) -> list[tuple[Run, list[
     if controls and not runs:
         raise InputError(f"{controls[0].path}: a control of no run")
     for run in runs[1:]:
-        differing = _differing(runs[0], run, ("seed", *EXECUTION))
+        differing = _differing(runs[0], run, "seed")
         if differing:
             raise InputError(
                 f"{run.path}: not another seed of {runs[0].path}; they differ in "
@@ -101,12 +96,14 @@ def match(runs: Sequence[Run], controls: Sequence[Run]) -> list[tuple[Run, list[
     return groups
 
 
-def _schedule(run: Run) -> tuple[str, bool]:
-    return run.config.schedule.kind, run.config.schedule.keep_first
+def _schedule(run: Run) -> str:
+    """`shuffled (keep_first True)`: its schedule, with the schedule's own settings."""
+    own = ", ".join(f"{name} {value}" for name, value in run.config.schedule.own.items())
+    return run.config.schedule.kind + (f" ({own})" if own else "")
 
 
 def _schedules(runs: Sequence[Run]) -> str:
-    return ", ".join(f"{kind} (keep_first {first})" for kind, first in map(_schedule, runs))
+    return ", ".join(map(_schedule, runs))
 
 
 def common(runs: Sequence[Run]) -> int:

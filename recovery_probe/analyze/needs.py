@@ -11,7 +11,7 @@ from recovery_probe import stats
 from recovery_probe.analyze.analysis import RUN, Analysis, Need
 from recovery_probe.analyze.groups import common, shared_checkpoints
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
 
 __all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "recorded"]
 
@@ -28,7 +28,7 @@ def recorded(name: str, every_episode: bool = False) -> Need:
             times = [time for time in due if time in dataset.dims]
             whole = all(np.isin(due[time], dataset[time].values).all() for time in times)
             if every_episode and not whole:
-                every = dataset.attrs.get("every") or getattr(run.config, name).every
+                every = dataset.attrs["every"]
                 raise Missing(
                     f"{run.path}: {name}.every = {every!r} leaves out some episodes; train again "
                     f"with --{name}.every episode"
@@ -75,10 +75,10 @@ def checkpoints(unless: str = "") -> Need:
                 if not unless:
                     why = f"{analysis.name} runs the model again, which takes torch and time:"
                 raise Missing(f"{run.path}: {why} pass --from-checkpoint")
-            if run.edits:
+            if run.interventions:
                 raise Missing(
-                    f"{run.path}: was trained with {', '.join(run.edits)}: without these edits its "
-                    "model, run again, is another network"
+                    f"{run.path}: was trained with {', '.join(run.interventions)}: without that "
+                    "its model, run again, is another network"
                 )
             if not run.checkpoints:
                 raise Missing(f"{run.path}: no checkpoints; train again with --record checkpoints")

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from recovery_probe.analyze.across import across
 from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.groups import match
 from recovery_probe.errors import HookError, InputError, Missing
-from recovery_probe.run import Run
-from recovery_probe.store import write_json, write_text, write_zarr
+from recovery_probe.record.run import Run
+from recovery_probe.record.store import write_json, write_text, write_zarr
 
 LONG = 10  # seconds of an analysis, after which a plain line says that it is done
 
@@ -38,6 +38,7 @@ def analyze(
     controls: Sequence[Run] = (),
     analyses: Sequence[str | type[Analysis] | Analysis] = (),
     *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     out: str | os.PathLike[str] | None = None,
     from_checkpoint: bool = False,
     formats: Sequence[str] = ("html",),
@@ -45,8 +46,9 @@ def analyze(
     """Do `analyses` on a run, or on several that differ in their seed alone, beside their controls.
 
     An analysis is named (as installed, or `file.py:NAME`), or given as its class or an instance
-    with its settings. When none is, all installed ones that need a run: one that a run lacks
-    something for, or that fails, is then left out, and why is told in the summary under `not_done`.
+    with its settings. When none is, all installed ones that need a run, with `options` as their
+    settings, by name: one that a run lacks something for, or that fails, is then left out, and why
+    is told in the summary under `not_done`.
     `from_checkpoint` lets analyses run the model again, which takes torch and time. Those that need
     no run are done without: `analyze([], analyses=["toy_model"], out="toy")`.
 
@@ -63,7 +65,9 @@ def analyze(
     runs = [runs] if isinstance(runs, Run) else list(runs)
     groups = match(runs, controls)
     not_done: dict[str, str] = {}
-    chosen = [instance(a) for a in analyses] if analyses else _default(runs, not_done)
+    chosen = (
+        [instance(a) for a in analyses] if analyses else _default(runs, options or {}, not_done)
+    )
     if len(runs) != 1 and out is None:
         raise InputError(f"{len(runs)} runs, one report: say where it goes with --out DIR")
     place = Path(out or runs[0].path)
@@ -119,18 +123,13 @@ def analyze(
 def instance(analysis: str | type[Analysis] | Analysis) -> Analysis:
     """The analysis that is named, or given as its class, with its default settings. Raises
     `InputError` where it is none."""
-    plugin = plugins.find("analyses", analysis, object)
-    if isinstance(plugin, type) and issubclass(plugin, Analysis):
-        lacking = [n for n in ("name", "question", "null", "blind_spot") if not hasattr(plugin, n)]
-        if lacking:
-            raise InputError(f"{analysis!r}: its class says no {', no '.join(lacking)}")
-        try:
-            plugin = plugin()
-        except TypeError as error:
-            raise InputError(f"{analysis!r}: {error}") from None
-    if not isinstance(plugin, Analysis):
-        raise InputError(f"{analysis!r} is neither an Analysis nor a class of them")
-    return plugin
+    if isinstance(analysis, Analysis):
+        return analysis
+    kind = plugins.find("analyses", analysis)
+    lacking = [n for n in ("name", "question", "null", "blind_spot") if not hasattr(kind, n)]
+    if lacking:
+        raise InputError(f"{analysis!r}: its class says no {', no '.join(lacking)}")
+    return plugins.made(kind, {}, kind.name)
 
 
 def _from_checkpoint(analysis: Analysis) -> Analysis:
@@ -155,14 +154,16 @@ def _write(analysis: Analysis, dataset: xr.Dataset, folder: Path) -> tuple[Any, 
     return summary, dataset.attrs | verdict | {"tables": report.tables(dataset)}
 
 
-def _default(runs: Sequence[Run], not_done: dict[str, str]) -> list[Analysis]:
+def _default(
+    runs: Sequence[Run], options: Mapping[str, Mapping[str, Any]], not_done: dict[str, str]
+) -> list[Analysis]:
     """The installed analyses that need a run; one that cannot be loaded is told in `not_done`."""
     if not runs:
         raise InputError("analyze needs a run directory; train one first, or see --list")
     known = []
     for name in plugins.installed("analyses"):
         try:
-            known.append(instance(name))
+            known.append(plugins.made(plugins.find("analyses", name), options.get(name, {}), name))
         except (Exception, SystemExit) as error:
             not_done[name] = f"failed: {type(error).__name__}: {error}"
     return sorted((a for a in known if a.needs), key=lambda a: _order(a.name))

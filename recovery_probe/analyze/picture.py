@@ -15,7 +15,7 @@ from recovery_probe import stats
 from recovery_probe.analyze import plots
 from recovery_probe.analyze.groups import labels
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ import xarray as xr
 from recovery_probe import config
 from recovery_probe.analyze import estimate, picture, plots
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
 
 if TYPE_CHECKING:  # start-up
     import jinja2

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from recovery_probe import plugins
-from recovery_probe.documents.source import Source, Text, Tokens
 from recovery_probe.documents.reading import field_of, lines, numbered, opened
+from recovery_probe.documents.source import Source, Text, Tokens
 from recovery_probe.errors import InputError
 from recovery_probe.spelling import nearest
 

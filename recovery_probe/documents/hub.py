@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from recovery_probe.documents.source import Source, Text
 from recovery_probe.documents.reading import field_of
+from recovery_probe.documents.source import Source, Text
 from recovery_probe.errors import InputError
 from recovery_probe.hub import quiet_hub
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from recovery_probe.documents.source import Source, Text
 from recovery_probe.documents.reading import lines
+from recovery_probe.documents.source import Source, Text
 from recovery_probe.errors import InputError
 
 

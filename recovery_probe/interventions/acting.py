@@ -99,9 +99,7 @@ class Interventions:
 
     def change(self, moment: str) -> bool:
         """Whether any has something to do at a moment."""
-        return any(
-            getattr(type(i), moment) is not getattr(Intervention, moment) for i in self.all
-        )
+        return any(getattr(type(i), moment) is not getattr(Intervention, moment) for i in self.all)
 
     def _each(self, moment: str, step: Step) -> None:
         for intervention in self.all:
@@ -126,7 +124,8 @@ def find(settings: Settings, given: Iterable[Intervention] = ()) -> list[Interve
     these."""
     at_hand = {intervention.name: intervention for intervention in given}
     return [
-        at_hand.get(spec) or plugins.made(
+        at_hand.get(spec)
+        or plugins.made(
             plugins.find("interventions", spec),
             settings.tables.get(plugins.key_of(spec), {}),
             plugins.key_of(spec),

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch.nn import Parameter
 
-from recovery_probe.settings import Model as ModelSettings
 from recovery_probe.errors import InputError
+from recovery_probe.settings import Model as ModelSettings
 
 # TransformerLens names of the matrices that write to the residual stream, and of the others.
 OUTWARD = ("o", "out", "fc2")

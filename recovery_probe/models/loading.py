@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recovery_probe.settings import Model as ModelSettings
-from recovery_probe.seeds import torch_seed
-from recovery_probe.settings import Settings
 from recovery_probe.errors import InputError
 from recovery_probe.models import bridge, init, sources, text
 from recovery_probe.models.devices import lent_generators, pick_device
 from recovery_probe.models.model import Model
 from recovery_probe.models.sources import name_of, refused
 from recovery_probe.models.text import Inputs
+from recovery_probe.seeds import torch_seed
+from recovery_probe.settings import Model as ModelSettings
+from recovery_probe.settings import Settings
 
 # Largest difference of logits, relative to the largest logit, that is put down to rounding. (Some
 # architectures turn and normalise in float32 whatever the weights are.)

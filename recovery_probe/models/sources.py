@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from recovery_probe.errors import InputError
+from recovery_probe.hub import quiet_hub
+from recovery_probe.models.tokenizer import train_tokenizer
 from recovery_probe.settings import Model as ModelSettings
 from recovery_probe.spelling import nearest
-from recovery_probe.hub import quiet_hub
-from recovery_probe.errors import InputError
-from recovery_probe.models.tokenizer import train_tokenizer
 
 # What configurations call the width inside an MLP: the usual name, OPT's, that of experts.
 MLP_WIDTHS = (

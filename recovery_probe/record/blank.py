@@ -59,7 +59,11 @@ def lay_out(path: Path, settings: Settings, documents: Documents, timeline: Time
             "document": ("document", np.arange(total), about(labels.ABOUT["document"])),
             "held_out": ("document", np.arange(total) >= T, about("never trained on")),
             "position": ("position", position, about(labels.ABOUT["position"])),
-            "episodes_done": ("episodes_done", np.arange(rows), about(labels.ABOUT["episodes_done"])),
+            "episodes_done": (
+                "episodes_done",
+                np.arange(rows),
+                about(labels.ABOUT["episodes_done"]),
+            ),
             "episode": ("episode", episode, about(labels.ABOUT["episode"])),
             "epoch": ("episode", episode // T + 1, about(labels.ABOUT["epoch"])),
             "step": ("step", np.arange(timeline.total), about(labels.ABOUT["step"])),

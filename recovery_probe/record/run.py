@@ -298,7 +298,7 @@ class Run:
     @property
     def recovery(self) -> float:
         """Recovery so far: median over the documents of each one's latest score; NaN before any."""
-        return recovery_so_far(self.losses.values, self.schedule.values)
+        return stats.recovery_so_far(self.losses.values, self.schedule.values)
 
     def plot(self) -> Figure:
         """The picture, its control beside it: mean loss against episodes until a document's next
@@ -392,11 +392,3 @@ def _described(name: str, settings: Mapping[str, Any]) -> str:
         f"{n} {v:g}" if isinstance(v, float) else f"{n} {v}" for n, v in settings.items() if v
     )
     return ", ".join([name, *values])
-
-
-def recovery_so_far(losses: NDArray[Any], schedule: NDArray[Any]) -> float:
-    """Median over documents of each one's latest recovery score; NaN when there is none. Not the
-    mean: a document that forgot next to nothing has a score of any size."""
-    scores, _ = stats.recovery_per_document(losses, schedule)
-    latest = np.concatenate([column[np.isfinite(column)][-1:] for column in scores.T])
-    return float(np.median(latest)) if len(latest) else np.nan

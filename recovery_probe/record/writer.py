@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,8 +25,8 @@ from recovery_probe.documents import Documents
 from recovery_probe.errors import InputError
 from recovery_probe.record import labels, store
 from recovery_probe.record.blank import about, create, lay_out
-from recovery_probe.record.layout import FORMAT, TRAINING, Array, Timeline
 from recovery_probe.record.folder import is_run
+from recovery_probe.record.layout import TRAINING, Array, Timeline
 from recovery_probe.record.run import Run
 from recovery_probe.settings import Settings
 

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from recovery_probe.moments import Episode as Episode
+from recovery_probe.moments import Step as Step
 from recovery_probe.plugins import Plugin
 from recovery_probe.record.layout import EPISODE as EPISODE
 from recovery_probe.record.layout import STEP as STEP
 from recovery_probe.record.layout import Array as Array
-from recovery_probe.moments import Episode as Episode
-from recovery_probe.moments import Step as Step
 
 if TYPE_CHECKING:
     from torch import Tensor

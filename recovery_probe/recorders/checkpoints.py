@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from recovery_probe.training import Training
 
 
-
 @dataclass
 class Checkpoints(Recorder):
     """`RUN/checkpoints/episodes-00020` after 20 episodes: written aside, renamed when whole. The

@@ -86,7 +86,9 @@ class HookRecorder(Recorder):
                     EPISODE, ("hook_point", *dims), (points, *shape), **about
                 )
         passes: tuple[Literal["training", "evaluation"], ...] = ("training", "evaluation")
-        hooks = [Hook(p, self.watch, when) for p in self.points for when in passes if self._in(when)]
+        hooks = [
+            Hook(p, self.watch, when) for p in self.points for when in passes if self._in(when)
+        ]
         coords = {"hook_point": ("hook_point", list(self.recorded))} if arrays else {}
         return Layout(arrays, {**coords}, hooks=tuple(hooks))
 
@@ -168,9 +170,8 @@ class HookRecorder(Recorder):
         documents = range(1)
 
         def trial(tensor: Tensor, *, hook: Any) -> None:
-            if len(documents) == 1:
-                parts = [(0, 0, tensor)]
-            else:
+            parts: list[tuple[int | None, int, Tensor]] = [(0, 0, tensor)]
+            if len(documents) > 1:
                 parts = list(self.function.parts(tensor, hook, documents))
             for step, document, part in parts:
                 self._note(self._call(part, hook, step, document, TRIAL), hook.name)

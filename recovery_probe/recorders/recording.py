@@ -173,16 +173,6 @@ class Recording:
                     f"not there or never fires; leave it out: --no-record {w.name}"
                 )
 
-    def _check_edits(self) -> None:
-        """Raise `InputError` for gradients of another network than the one that is trained."""
-        edits = [w.name for w in self.watched if any(hook.edits for hook in w.layout.hooks)]
-        if edits and any(w.name == "document_gradients" for w in self.watched):
-            raise InputError(
-                f"hook {edits[0]} may edit, and recorder document_gradients makes a pass of its "
-                "own, without the edit: its gradients would be of another network; leave it out: "
-                "--no-record document_gradients"
-            )
-
     def lay_out(self, writer: Writer) -> None:
         """Lay every array out for the whole run, a group for each recorder."""
         for w in self.watched:

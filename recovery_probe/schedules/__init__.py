@@ -16,9 +16,7 @@ class Schedule(Plugin):
 
     group: ClassVar[str] = "schedules"
 
-    def order(
-        self, documents: int, epochs: int, rng: np.random.Generator
-    ) -> NDArray[np.integer]:
+    def order(self, documents: int, epochs: int, rng: np.random.Generator) -> NDArray[np.integer]:
         """(episodes,): the document, 0 to `documents` - 1, of every episode of the run, which has
         `epochs` · `documents` of them unless the schedule says otherwise. `rng` is the run's own
         stream for schedules."""

@@ -16,7 +16,5 @@ class Cyclic(Schedule):
 
     name = "cyclic"
 
-    def order(
-        self, documents: int, epochs: int, rng: np.random.Generator
-    ) -> NDArray[np.integer]:
+    def order(self, documents: int, epochs: int, rng: np.random.Generator) -> NDArray[np.integer]:
         return np.tile(np.arange(documents), epochs)

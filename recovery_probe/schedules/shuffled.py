@@ -20,9 +20,7 @@ class Shuffled(Schedule):
     # document 0 stays first in every epoch, as in the paper
     keep_first: bool = True
 
-    def order(
-        self, documents: int, epochs: int, rng: np.random.Generator
-    ) -> NDArray[np.integer]:
+    def order(self, documents: int, epochs: int, rng: np.random.Generator) -> NDArray[np.integer]:
         first = 1 if self.keep_first else 0
         each = [
             [*range(first), *(first + rng.permutation(documents - first))] for _ in range(epochs)

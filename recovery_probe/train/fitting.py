@@ -9,15 +9,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from recovery_probe import config, plugins
 from recovery_probe.errors import Diverged, InputError, Interrupted
-from recovery_probe.interventions import Intervention
-from recovery_probe.interventions import acting
+from recovery_probe.interventions import Intervention, acting
 from recovery_probe.interventions.acting import Interventions
 from recovery_probe.interventions.edit import EditActivations
 from recovery_probe.machine import device_name, reproducible, threads, uninterrupted
@@ -103,9 +101,7 @@ def _planned(
         settings = config.check(settings)
         plan = with_control(settings, as_path(out), control)
         if len(plan) > 1 and is_run(as_path(out)):
-            raise InputError(
-                f"{out}: holds a run already; with a control, choose another --out"
-            )
+            raise InputError(f"{out}: holds a run already; with a control, choose another --out")
     else:
         plan = [replace(p, path=as_path(p.path)) for p in settings]
         plan = [replace(p, settings=config.check(p.settings)) for p in plan]
@@ -160,9 +156,7 @@ def as_intervention(given: Any) -> Intervention:
         return given
     if isinstance(given, tuple) and len(given) == 2:
         return EditActivations.of([given])
-    raise InputError(
-        f"intervention {given!r}: expected an Intervention, or (pattern, function)"
-    )
+    raise InputError(f"intervention {given!r}: expected an Intervention, or (pattern, function)")
 
 
 def _fit(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recovery_probe import config
+from recovery_probe import config, plugins
 from recovery_probe.errors import InputError
 from recovery_probe.settings import Settings
 
@@ -35,7 +35,7 @@ def with_control(settings: Settings, out: Path, control: str | None) -> list[Poi
             "itself; use --control none (control=None)"
         )
     other = config.changed(settings, **{"schedule.kind": control})
-    names = [config.plugins.key_of(name) for name in (kind, str(control))]
+    names = [plugins.key_of(name) for name in (kind, str(control))]
     return [Point(out / names[0], settings), Point(out / names[1], other, "control")]
 
 

@@ -8,11 +8,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from recovery_probe import stats
 from recovery_probe.record.layout import Timeline
-from recovery_probe.stats import recovery_so_far
 from recovery_probe.training import Training
 
 QUIET = 60  # seconds after which a plain line comes in mid-epoch too
+RECENT = 3  # epochs that recovery so far is of: all of a long run would take longer and longer
 
 
 class Progress:
@@ -47,8 +48,9 @@ class Progress:
         if done % T and not late and done < self.episodes:
             return
         loss = float(training.rows[done, :T].mean())
-        schedule = training.timeline.schedule
-        recovery = recovery_so_far(training.rows[: done + 1, :T], schedule[:done])
+        start = max(0, done - RECENT * T)
+        schedule = training.timeline.schedule[start:done]
+        recovery = stats.recovery_so_far(training.rows[start : done + 1, :T], schedule)
         score = "none yet" if np.isnan(recovery) else f"{recovery:.2f}"
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.3f}, recovery {score}")

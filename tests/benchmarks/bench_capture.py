@@ -23,13 +23,13 @@ import numpy as np
 
 import recovery_probe as rp
 from recovery_probe import config, documents, models
-from recovery_probe.progress import Progress
+from recovery_probe.record.writer import Writer
 from recovery_probe.recorders import RunInfo
 from recovery_probe.recorders.recording import Recording, find
-from recovery_probe.schedule import document_of_episode
+from recovery_probe.schedules import document_of_episode
 from recovery_probe.sketch import ModuleSketches
 from recovery_probe.train import batch, train
-from recovery_probe.writer import Writer
+from recovery_probe.train.progress import Progress
 
 SHAPES: dict[str, dict[str, Any]] = {
     "quickstart": {},

@@ -28,7 +28,7 @@ import recovery_probe as rp
 from recovery_probe import documents, models
 from recovery_probe.recorders import RunInfo
 from recovery_probe.recorders.document_gradients import DocumentGradients
-from recovery_probe.schedule import document_of_episode
+from recovery_probe.schedules import document_of_episode
 from recovery_probe.sketch import ModuleSketches
 from recovery_probe.train import batch, losses_of
 

@@ -26,13 +26,13 @@ from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe import documents, models
-from recovery_probe.progress import Progress
+from recovery_probe.record.writer import Writer
 from recovery_probe.recorders import RunInfo
 from recovery_probe.recorders.recording import Recording
-from recovery_probe.schedule import document_of_episode
+from recovery_probe.schedules import document_of_episode
 from recovery_probe.sketch import ModuleSketches
 from recovery_probe.train import batch, train
-from recovery_probe.writer import Writer
+from recovery_probe.train.progress import Progress
 
 SHAPES = {
     "quickstart": {"control": "none"},

@@ -1,0 +1,183 @@
+"""Flags made from settings: those of a run, and of the plug-ins' own classes.
+
+A third party's plug-in is imported only when it is named; ours are known beforehand, so that their
+settings stand in `--help`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import tyro
+
+from recovery_probe import config, plugins
+from recovery_probe.errors import InputError
+from recovery_probe.settings import Settings
+from recovery_probe.spelling import nearest
+
+C = TypeVar("C")
+
+
+def of_settings(settings: Settings) -> type:
+    """A dataclass with a field for each setting, and their values as defaults."""
+    parts: list[tuple[str, Any, Any]] = []
+    hints, comments = get_type_hints(Settings, include_extras=True), plugins.comments(Settings)
+    for name in config.core_names():
+        value = getattr(settings, name)
+        if name in config.PARTS:
+            kinds = [type(value)]
+            if name in config.CHOICES:
+                kinds.append(config.chosen(settings, name)[0])
+            parts.append(_table(name, kinds, config.flat_part(value), comments[name]))
+        else:
+            hint: Any = Annotated[hints[name], tyro.conf.arg(help=comments[name])]  # type: ignore[valid-type]
+            parts.append((name, hint, field(default=value)))
+    for group in config.LISTS:
+        named = getattr(settings, group)
+        for spec in dict.fromkeys([*named, *plugins.ours(group)]):
+            kind, key = plugins.find(group, spec), plugins.key_of(spec)
+            parts += of_plugin(kind, key, settings.tables.get(key, {}))
+    return make_dataclass("Settings", parts)
+
+
+def of_plugin(kind: type, key: str, values: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The field that holds a plug-in's settings; none, when it has none."""
+    about = (kind.__doc__ or "").strip().split("\n\n")[0]
+    return [_table(key, [kind], values, " ".join(about.split()))] if _own(kind) else []
+
+
+def values_of(flags: Any) -> dict[str, Any]:
+    """What was set, as nested plain values."""
+    return asdict(flags)
+
+
+def _table(
+    name: str, kinds: Sequence[type], values: Mapping[str, Any], about: str
+) -> tuple[str, Any, Any]:
+    """A field that is a table of the settings of several classes."""
+    own: list[tuple[str, Any, Any]] = []
+    for kind in kinds:
+        hints, comments = get_type_hints(kind, include_extras=True), plugins.comments(kind)
+        for f in _own(kind):
+            value = values.get(f.name, plugins.default_of(f))
+            value = tuple(value) if isinstance(value, list) else value
+            help_ = tyro.conf.arg(help=comments.get(f.name, ""))
+            hint: Any = Annotated[hints[f.name], help_]  # type: ignore[valid-type, name-defined]
+            own.append((f.name, hint, field(default=value)))
+    made = make_dataclass(name, own)
+    made.__doc__ = about
+    return name, made, field(default_factory=made)
+
+
+def _own(kind: type) -> list[Any]:
+    """The settings of a class that a word can stand for."""
+    return [f for f in plugins.own_fields(kind) if f.name != "own"]
+
+
+def given(argv: Sequence[str], *names: str) -> list[str]:
+    """The words behind every occurrence of a flag, up to the next flag."""
+    found: list[str] = []
+    taking = False
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            taking = name.replace("-", "_") in names
+            found += [value] if taking and equals else []
+        elif taking:
+            found.append(word)
+    return found
+
+
+def parse(command: type[C], argv: Sequence[str], *, prog: str, known: Iterable[str] = ()) -> C:
+    """The command that tyro reads from `argv`; an `InputError` of one line where it cannot.
+    `known`: names of settings, for what a misspelt one may have meant."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            parsed, unknown = tyro.cli(
+                command,
+                prog=f"recovery-probe {prog}",
+                args=_gathered(argv, command),
+                return_unknown_args=True,
+                use_underscores=True,
+                config=(tyro.conf.DisallowNone,),
+                registry=_registry(),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise InputError(_one_line(box.getvalue())) from None
+        raise
+    for word in unknown:
+        if word.startswith("--"):
+            name = word.removeprefix("--").partition("=")[0]
+            names = [*known, *(f.name for f in fields(command))]  # type: ignore[arg-type]
+            raise InputError(f"unknown setting --{name}{nearest(name, names)}")
+        raise InputError(f"unexpected argument {word!r}")
+    return parsed
+
+
+def _gathered(argv: Sequence[str], command: type) -> list[str]:
+    """The words, with all values of a flag that takes several behind its one occurrence: argument
+    parsers keep the last occurrence alone, without a word."""
+    several = _several(command)
+    values: dict[str, list[str]] = {}
+    others: list[str] = []
+    to = others
+    for word in argv:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            to.append(word)
+        elif (key := name.replace("-", "_")) in several:
+            to = values.setdefault(key, [])
+            to += [value] if equals else []
+        else:
+            to = others
+            to.append(word)
+    return [*others, *(w for name, words in values.items() for w in (f"--{name}", *words))]
+
+
+def _several(command: type, before: str = "") -> set[str]:
+    """The flags that take any number of words."""
+    found: set[str] = set()
+    for f in fields(command):
+        kind = f.default_factory if isinstance(f.default_factory, type) else None
+        if kind and is_dataclass(kind):
+            inner = "" if f.name == "settings" else f"{before}{f.name}."
+            found |= _several(kind, inner)
+        elif isinstance(f.default, tuple):
+            found.add(before + f.name)
+    return found
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """`true` and `false` as TOML writes them."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type is not bool:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{true,false}",
+            instance_from_str=lambda words: {"true": True, "false": False}[words[0].lower()],
+            is_instance=lambda value: isinstance(value, bool),
+            str_from_instance=lambda value: [str(value).lower()],
+            choices=("true", "false", "True", "False"),
+        )
+
+    return registry
+
+
+def _one_line(box: str) -> str:
+    """What tyro drew in a box, without its title, its frame and its hints: they stand between
+    rules, of plain dashes where the terminal knows no others."""
+    frame = re.compile(r"[│╭╮╰╯|]")
+    parts = re.split(r"─{5,}|-{5,}", frame.sub(" ", box))
+    said = parts[1] if len(parts) > 1 else box
+    return " ".join(said.split()).removeprefix("Error parsing ")
