@@ -124,6 +124,11 @@ def points(
     axes.plot(x, estimate.value, form, color=color, **{"markersize": 4, **line})
 
 
+def band(axes: Axes, x: Any, estimate: Estimate, **options: Any) -> None:
+    """The interval of a line of estimates, as an area."""
+    axes.fill_between(x, estimate.low, estimate.high, linewidth=0, **options)
+
+
 def zero(axes: Axes) -> None:
     """A thin line at 0."""
     axes.axhline(0, color=HELD_OUT, linewidth=0.6)
