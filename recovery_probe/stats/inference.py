@@ -41,23 +41,6 @@ def bootstrap_interval(
     return bounds[0], bounds[1]
 
 
-def mean_interval(
-    values: Floats, rng: np.random.Generator, resamples: int = 2000
-) -> tuple[Floats, Floats, Floats]:
-    """Mean over the first axis, and the bounds of its interval (`bootstrap_interval`); NaN where
-    any unit is."""
-    low, high = bootstrap_interval(lambda i: values[i].mean(axis=1), len(values), rng, resamples)
-    return values.mean(axis=0), low, high
-
-
-def mean_interval_of_counted(
-    values: Floats, rng: np.random.Generator
-) -> tuple[Floats, Floats, Floats]:
-    """The same without NaN; NaN, and no warning, where nothing counts."""
-    low, high = bootstrap_interval(lambda i: mean_of_counted(values[i], axis=1), len(values), rng)
-    return mean_of_counted(values, axis=0), low, high
-
-
 def resampled_means(values: Floats, drawn: Ints) -> Floats:
     """(resamples, …): means of (units, …) values over each of the (resamples, k) `drawn` units;
     NaN where any unit is. A product with how often each was drawn: the values drawn are never
