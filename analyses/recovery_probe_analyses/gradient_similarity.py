@@ -132,10 +132,8 @@ class GradientSimilarity(Analysis):
     @plots.styled
     def plot(self, dataset: xr.Dataset) -> Figure:
         """At the last time: maps of a block's attention and of all modules; cosine by lag."""
-        last, groups = (
-            dataset.isel(episodes_done=-1, run=slice(2)),
-            [dataset.attrs["attention"], "total"],
-        )
+        last = dataset.isel(episodes_done=-1, run=slice(2))
+        groups = [dataset.attrs["attention"], "total"]
         titles = [[f"{run}, {group}" for group in groups] for run in last.run.values]
         fig, panels = plots.mosaic([*titles, ["lag", "lag"]], height=2.8)
         maps = last.cosine.sel(group=groups)
@@ -253,9 +251,9 @@ def _of_map(
     (peak,) = peaks(np.arange(T)[None])
     r, p = stats.mantel(others, stats.distances(T), rng, 499)
     return {
-        "distance_r": Estimate(r, p=p),
         "held_out": of_mean(stats.mean_of_counted(held_out), rng, 1000),
         "overall": of_mean(stats.mean_of_counted(others), rng, 1000),
         "near_minus_far": of_mean(stats.near_minus_far(others), rng, 1000),
         "peak": Estimate(peak, *stats.bootstrap_interval(peaks, T, rng, resamples=1000)),
+        "distance_r": Estimate(r, p=p),
     }

@@ -9,7 +9,7 @@ it is.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Estimate:
     # its 95% interval
     low: Any = None
     high: Any = None
+    _: KW_ONLY
     # over several seeds: their standard deviation
     sd: Any = None
     # the p-value of its null
@@ -98,14 +99,8 @@ PARTS = tuple(f.name for f in fields(Estimate) if f.name not in ("value", "over"
 
 
 def of_mean(each: stats.Floats, rng: np.random.Generator, resamples: int = 2000) -> Estimate:
-    """The mean over documents, the first axis, leaving NaN out, with a bootstrap over them; no
-    interval of fewer than three."""
-    bounds = stats.bootstrap_interval(
-        lambda drawn: stats.resampled_means_of_counted(each, drawn), len(each), rng, resamples
-    )
-    few = np.isfinite(each).sum(axis=0) < 3
-    low, high = (np.where(few, np.nan, bound) for bound in bounds)
-    return Estimate(stats.mean_of_counted(each, axis=0), low, high)
+    """The mean over documents, the first axis, leaving NaN out, with a bootstrap over them."""
+    return Estimate(*stats.mean_interval(each, rng, resamples))
 
 
 def stack(estimates: Sequence[Estimate]) -> Estimate:
@@ -133,6 +128,7 @@ def get(dataset: xr.Dataset, name: str, **places: Any) -> Estimate:
     def values(variable: str) -> Any:
         array = dataset[variable]
         array = array.sel({d: place for d, place in places.items() if d in array.dims})
+        array = array.transpose("seed", ..., missing_dims="ignore")
         return array.values if array.ndim else array.item()
 
     parts = {part: values(variable) for part, variable in companions(dataset, name).items()}

@@ -41,6 +41,19 @@ def bootstrap_interval(
     return bounds[0], bounds[1]
 
 
+def mean_interval(
+    values: Floats, rng: np.random.Generator, resamples: int = 2000
+) -> tuple[Floats, Floats, Floats]:
+    """Mean over the first axis (units) without NaN, and the bounds of its interval, as
+    `bootstrap_interval` has them; NaN where fewer than three units have a value."""
+    bounds = bootstrap_interval(
+        lambda drawn: resampled_means_of_counted(values, drawn), len(values), rng, resamples
+    )
+    few = np.isfinite(values).sum(axis=0) < 3
+    low, high = (np.where(few, np.nan, bound) for bound in bounds)
+    return mean_of_counted(values, axis=0), low, high
+
+
 def resampled_means(values: Floats, drawn: Ints) -> Floats:
     """(resamples, …): means of (units, …) values over each of the (resamples, k) `drawn` units;
     NaN where any unit is. A product with how often each was drawn: the values drawn are never
