@@ -11,7 +11,6 @@ import xarray as xr
 from annotated_types import Ge
 from einops import rearrange, reduce
 from numpy.typing import NDArray
-from recovery_probe.analysis import Analysis, common, compared, estimates, labels, with_test
 
 from recovery_probe import stats
 from recovery_probe.analyze import estimate, plots, words
@@ -19,7 +18,6 @@ from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.needs import RUN, epochs, recorded
-from recovery_probe.config import generator
 from recovery_probe.errors import InputError, Missing
 from recovery_probe.record.run import Run
 from recovery_probe.seeds import generator

@@ -19,10 +19,11 @@ from recovery_probe.analyze.estimate import Estimate, of_mean
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, checkpoints
-from recovery_probe.config import generator
 from recovery_probe.errors import InputError, Missing
-from recovery_probe.labels import Labels
-from recovery_probe.run import Run
+from recovery_probe.record.labels import Labels
+from recovery_probe.record.layout import module_coords
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,33 +190,14 @@ def _products(run: Run, time: int) -> xr.DataArray:
 
 def _again(run: Run, time: int) -> xr.DataArray:
     """(module, document, other), worked out from the checkpoint as the recorder does."""
-    from types import SimpleNamespace
+    from recovery_probe.gradient_products import GradientProducts
+    from recovery_probe.training import Training
 
-    from recovery_probe.recorders import RunInfo
-    from recovery_probe.recorders.document_gradients import DocumentGradients
-    from recovery_probe.sketch import ModuleSketches
-    from recovery_probe.train import batch
-
-    model, record = run.model_at(time), run.record
-    docs: Any = SimpleNamespace(tokens=record.tokens.values, lengths=record.length.values)
-    tokens, targets = batch(docs, model.device)
-    sketches = ModuleSketches(model.parameters, 1)
-    recorder = DocumentGradients()
-    layout = recorder.start(
-        RunInfo(
-            run.config,
-            model,
-            tokens,
-            targets,
-            docs.lengths,
-            run.schedule.values,
-            run.path,
-            sketches,
-        )
-    )
-    coords = xr.Coordinates(layout.coords)
+    products = GradientProducts(Training.at(run, time))
     inner = xr.DataArray(
-        recorder.products().cpu().numpy(), dims=("module", "document", "other"), coords=coords
+        products().cpu().numpy(),
+        dims=("module", "document", "other"),
+        coords=xr.Coordinates(module_coords(products.modules)),
     )
     return inner.set_xindex(["name", "kind", "block"], Labels)
 

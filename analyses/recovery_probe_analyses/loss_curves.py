@@ -12,7 +12,7 @@ from annotated_types import Ge
 from recovery_probe import Analysis, InputError, stats
 from recovery_probe.analyze import estimate, groups, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.config import generator
+from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

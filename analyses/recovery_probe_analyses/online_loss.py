@@ -11,7 +11,7 @@ import xarray as xr
 from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, groups, plots
 from recovery_probe.analyze.needs import RUN, evenly
-from recovery_probe.config import generator
+from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

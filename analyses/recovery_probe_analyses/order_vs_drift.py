@@ -13,7 +13,7 @@ from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import estimate, groups, plots
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.needs import RUN, evenly
-from recovery_probe.config import generator
+from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

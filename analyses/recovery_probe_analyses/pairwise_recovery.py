@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from recovery_probe import Analysis, Missing, config, stats
+from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import estimate, groups, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.needs import RUN, checkpoints
-from recovery_probe.config import generator
+from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,42 +141,26 @@ def _clause(part: xr.Dataset) -> str:
 def drops(run: Run, episodes_done: int) -> stats.Floats:
     """(T, T + H): drop of the loss of each document, nats, after M updates on each of the first T,
     always from the checkpoint after `episodes_done` episodes."""
-    from types import SimpleNamespace
-
-    import torch
     from tqdm import tqdm
 
     from recovery_probe.machine import reproducible
-    from recovery_probe.train import batch, losses_of, make_optimizer
+    from recovery_probe.training import Training
 
-    model, settings = run.model_at(episodes_done), run.config
-    docs: Any = SimpleNamespace(tokens=run.record.tokens.values, lengths=run.record.length.values)
-    tokens, targets = batch(docs, model.device)
-    weights = list(model.parameters.values())
-    live: list[torch.Tensor] = [w.detach() for w in weights]
-    start = [w.clone() for w in live]
-
-    @torch.no_grad()
-    def losses() -> torch.Tensor:
-        model.train(False)
-        size = settings.eval_batch
-        pairs = zip(tokens.split(size), targets.split(size), strict=True)
-        return torch.cat([losses_of(model, t, y) for t, y in pairs])
-
-    rows = []
-    with reproducible(model.device):
-        before = losses()
-        for i in tqdm(range(settings.documents.count), desc="pairwise recovery", disable=None):
-            torch.manual_seed(config.torch_seed(settings.seed, f"dropout of document {i}"))
-            optimizer = make_optimizer(settings, weights)
-            model.train()
-            for _ in range(settings.steps):
-                optimizer.zero_grad()
-                losses_of(model, tokens[i : i + 1], targets[i : i + 1])[0].backward()
-                optimizer.step()
-            rows.append(before - losses())
-            torch._foreach_copy_(live, start)
-    return torch.stack(rows).double().cpu().numpy()
+    training = Training.at(run, episodes_done)
+    start, rows = training.state(), []
+    with reproducible(training.model.device):
+        before = training.evaluate()
+        for document in tqdm(
+            range(training.timeline.documents), desc="pairwise recovery", disable=None
+        ):
+            training.fresh_optimizer()
+            for step in training.steps_on(document, f"dropout of document {document}"):
+                training.optimizer.zero_grad()
+                training.model.losses(step.inputs).sum().backward()
+                training.optimizer.step()
+            rows.append(before - training.evaluate())
+            training.restore(start)
+    return np.stack(rows)
 
 
 def _numbers(drop: stats.Floats, run: Run) -> xr.Dataset:

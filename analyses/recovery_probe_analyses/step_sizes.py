@@ -18,7 +18,7 @@ from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, recorded
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
 from recovery_probe_analyses.activation_similarity import focal_document, real
 from recovery_probe_analyses.weight_residuals import flat, updates
 
@@ -162,7 +162,9 @@ def _paths(run: Run, total: int, groups: Iterable[NDArray[np.bool_]]) -> stats.F
     steps = [np.linalg.norm(norm.values[:, which], axis=1) for which in groups]
     if len(norm) < total * M:
         return np.full((len(steps), total), np.nan)
-    return np.stack([reduce(s.astype(float), "(episode step) -> episode", "sum", step=M) for s in steps])
+    return np.stack(
+        [reduce(s.astype(float), "(episode step) -> episode", "sum", step=M) for s in steps]
+    )
 
 
 def _changes(final: stats.Floats) -> stats.Floats:

@@ -16,9 +16,9 @@ from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.needs import RUN, recorded
-from recovery_probe.config import generator
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
+from recovery_probe.record.run import Run
+from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

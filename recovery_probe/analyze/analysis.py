@@ -12,11 +12,12 @@ import xarray as xr
 
 from recovery_probe.analyze import estimate
 from recovery_probe.errors import Missing
+from recovery_probe.plugins import Plugin
 
 if TYPE_CHECKING:  # a second of start-up
     from matplotlib.figure import Figure
 
-    from recovery_probe.run import Run
+    from recovery_probe.record.run import Run
 
 
 def RUN(analysis: Analysis, runs: Sequence[Run]) -> None:

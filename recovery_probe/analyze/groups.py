@@ -12,7 +12,7 @@ from recovery_probe import config
 from recovery_probe.errors import InputError
 
 if TYPE_CHECKING:
-    from recovery_probe.run import Run
+    from recovery_probe.record.run import Run
 
 # The part of the settings in which a run and its control may differ.
 FREE = "schedule"

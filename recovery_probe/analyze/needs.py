@@ -14,7 +14,7 @@ from recovery_probe.analyze.groups import common, shared_checkpoints
 from recovery_probe.errors import Missing
 
 if TYPE_CHECKING:
-    from recovery_probe.run import Run
+    from recovery_probe.record.run import Run
 
 __all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "recorded"]
 

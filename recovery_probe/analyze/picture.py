@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from recovery_probe.run import Run
+    from recovery_probe.record.run import Run
 
 TITLE = "Mean loss of documents while they wait for their next turn"
 LABELLED = 6  # epochs named in the legend, at most
