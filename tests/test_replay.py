@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny
-from recovery_probe.analysis import across, module_groups
 from recovery_probe_analyses import gradient_similarity, pairwise_recovery
+from recovery_probe_analyses.gradient_similarity import GradientSimilarity
+from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery
 
 import recovery_probe as rp
 from recovery_probe import stats
+from recovery_probe.analyze.modules import module_groups
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +52,8 @@ def test_cosines_are_those_of_separate_gradients(
     if not recorded:
         monkeypatch.setitem(run.__dict__, "recorders", ["gradients"])
         with pytest.raises(rp.InputError, match="document_gradients, or pass --from-checkpoint"):
-            gradient_similarity.compute(run)
-    found = gradient_similarity.compute(
-        run, from_checkpoint=not recorded, episodes=[5, 15], modules=True
-    )
+            GradientSimilarity()(run)
+    found = GradientSimilarity(from_checkpoint=not recorded, episodes=(5, 15), modules=True)(run)
     modules = run.gradients.module
     for time in (5, 15):
         exact = separate_gradients(run, time)
@@ -69,7 +69,8 @@ def test_cosines_are_those_of_separate_gradients(
 def test_modules_are_not_drawn_as_blocks(run: rp.Run) -> None:
     lines = []
     for modules in (False, True):
-        fig = gradient_similarity.plot(gradient_similarity.compute(run, modules=modules))
+        analysis = GradientSimilarity(modules=modules)
+        fig = analysis.plot(analysis(run))
         lines.append([len(axes.lines) for axes in fig.axes])
     assert lines[0] == lines[1]
     assert max(lines[0]) == 3  # two blocks, and all modules
@@ -78,19 +79,23 @@ def test_modules_are_not_drawn_as_blocks(run: rp.Run) -> None:
 def test_planted_maps_give_back_their_structure() -> None:
     T = 12
     index = np.arange(T)
+
+    def rng() -> np.random.Generator:
+        return np.random.default_rng(0)
+
     apart = np.abs(index[:, None] - index)
     ring = 0.5 + 0.4 * np.cos(2 * np.pi * apart / T)
-    found = gradient_similarity._numbers(ring[None], T, 0).isel(group=0)
+    found = gradient_similarity._numbers(ring[None], index, rng()).isel(group=0)
     np.testing.assert_allclose(found.by_lag, 0.5 + 0.4 * np.cos(2 * np.pi * np.arange(1, 7) / T))
     assert found.near_minus_far.item() == pytest.approx(ring[0, 1] - ring[0, 6])
     assert found.distance_r.item() < -0.95
     assert found.distance_r_p.item() == 1 / 500
     hill = np.exp(-((index - 7) ** 2) / 8)
-    found = gradient_similarity._numbers(np.outer(hill, hill)[None], T, 0).isel(group=0)
+    found = gradient_similarity._numbers(np.outer(hill, hill)[None], index, rng()).isel(group=0)
     assert found.peak.item() == pytest.approx(7 / 11)
     assert found.peak_high - found.peak_low < 0.3
-    noise = np.random.default_rng(0).normal(size=(T, T))
-    found = gradient_similarity._numbers((noise + noise.T)[None] / 9, T, 0).isel(group=0)
+    noise = rng().normal(size=(T, T))
+    found = gradient_similarity._numbers((noise + noise.T)[None] / 9, index, rng()).isel(group=0)
     assert found.peak_high - found.peak_low > 0.5, "no peak in noise"
 
 
@@ -106,8 +111,8 @@ def test_mantel_is_right_by_brute_force_and_under_noise() -> None:
 
 def test_drops_are_those_of_naive_copies(run: rp.Run) -> None:
     with pytest.raises(rp.InputError, match="pass --from-checkpoint"):
-        pairwise_recovery.compute(run)
-    found = pairwise_recovery.compute(run, from_checkpoint=True, episodes=[10])
+        PairwiseRecovery()(run)
+    found = PairwiseRecovery(from_checkpoint=True, episodes=(10,))(run)
     tokens = torch.tensor(run.record.tokens.values)
     for i in (0, 3):
         model = run.model_at(10)  # a copy for each document
@@ -138,8 +143,8 @@ def test_every_document_starts_from_the_same_weights(
     models = []
     model_at = rp.Run.model_at
 
-    def seen(self: rp.Run, episodes_done: int) -> object:
-        models.append(model_at(self, episodes_done))
+    def seen(self: rp.Run, episodes_done: int, device: str) -> object:
+        models.append(model_at(self, episodes_done, device))
         return models[-1]
 
     monkeypatch.setattr(rp.Run, "model_at", seen)
@@ -149,11 +154,8 @@ def test_every_document_starts_from_the_same_weights(
 
 
 def test_they_work_over_seeds(run: rp.Run) -> None:
-    for module, options in (
-        (pairwise_recovery, {"from_checkpoint": True}),
-        (gradient_similarity, {}),
-    ):
-        one = module.compute(run, **options)
-        both = across([one, one])
-        module.plot(both)
-        assert "15 episodes" in module.summary(both)["verdict"]
+    for analysis in (PairwiseRecovery(from_checkpoint=True), GradientSimilarity()):
+        one = analysis(run)
+        both = rp.across([one, one])
+        analysis.plot(both)
+        assert "15 episodes" in analysis.summary(both)["verdict"]
