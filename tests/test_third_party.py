@@ -134,30 +134,11 @@ zigzag = loud.schedule:Zigzag
 loudest = loud.analysis:Loudest
 """
 TINY = [
-    "--epochs",
-    "2",
-    "--steps",
-    "2",
-    "--threads",
-    "1",
-    "--recorders",
-    "checkpoints",
-    "--documents.count",
-    "4",
-    "--documents.held_out",
-    "2",
-    "--documents.tokens",
-    "16",
-    "--documents.min_tokens",
-    "16",
-    "--model.width",
-    "32",
-    "--model.depth",
-    "1",
-    "--model.heads",
-    "2",
-    "--model.vocabulary",
-    "300",
+    *("--epochs", "2", "--steps", "2", "--threads", "1", "--recorders", "checkpoints"),
+    *("--documents.count", "4", "--documents.held_out", "2"),
+    *("--documents.tokens", "16", "--documents.min_tokens", "16"),
+    *("--model.width", "32", "--model.depth", "1", "--model.heads", "2"),
+    *("--model.vocabulary", "300"),
 ]
 
 
