@@ -81,6 +81,8 @@ def find(group: str, plugin: str | type) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, Plugin) and found.group == group):
         what = found.__name__ if isinstance(found, type) else f"a {type(found).__name__}"
         raise InputError(f"{plugin!r} is {what}, and not a class of {group}")
+    if not isinstance(getattr(found, "name", None), str):
+        raise InputError(f"{plugin!r}: class {found.__name__} has no name: name = '...'")
     return found
 
 
@@ -99,11 +101,8 @@ def made(kind: type[P], values: Mapping[str, Any], where: str) -> P:
     known = [f.name for f in own_fields(kind)]
     for name in values:
         if name not in known:
-            raise InputError(
-                f"unknown setting {where}.{name}"
-                + (nearest(f"{where}.{name}", [f"{where}.{k}" for k in known]))
-                + f"; {kind.name} has {', '.join(known) or 'none'}"
-            )
+            near = nearest(name, known, where)
+            raise InputError(f"unknown setting {where}.{name}{near or _others(kind, name)}")
     try:
         if not is_dataclass(kind):
             return kind()
@@ -115,6 +114,17 @@ def made(kind: type[P], values: Mapping[str, Any], where: str) -> P:
         raise
     except AUTHORS as error:
         raise InputError(f"{where}: {kind.__name__} cannot be made: {reason(error)}") from error
+
+
+def _others(kind: type[Plugin], name: str) -> str:
+    """Which of our plug-ins have a setting that this one has not, and what it has instead."""
+    having = [
+        other
+        for other in sorted(ours(kind.group))
+        if name in {f.name for f in own_fields(find(kind.group, other))}
+    ]
+    own = ", ".join(f.name for f in own_fields(kind)) or "none"
+    return (f": it belongs to {', '.join(having)}" if having else "") + f"; {kind.name} has {own}"
 
 
 def own_fields(kind: type) -> list[Any]:
