@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ import tyro
 
 from recovery_probe import config, flags, plugins
 from recovery_probe.errors import Diverged, HookError, InputError
-from recovery_probe.record.store import as_path
+from recovery_probe.record.folder import as_path
 from recovery_probe.settings import Settings
 from recovery_probe.spelling import nearest
 
@@ -100,14 +100,12 @@ def train(argv: Sequence[str]) -> None:
     start = _start(argv)
     named = "PRESET" if argv[0].startswith("-") else argv[0]
     settings_flags = flags.of_settings(start or config.resolved(Settings()))
-    command: Any = flags.parse(
-        _with(Train, settings_flags), argv, prog=f"train {named}", known=config.names()
-    )
+    command, values = flags.parse(Train, settings_flags, argv, prog=f"train {named}")
     if start is None:
         raise InputError(
             f"train needs a preset ({', '.join(config.presets())}) as its first word, or --config"
         )
-    settings = config.from_dict(_switched(flags.values_of(command.settings), start, command))
+    settings = config.from_dict(_switched(values, start, command))
     if command.out is None and command.preset is None:
         raise InputError("--config needs --out DIR too")
     out = as_path(command.out or Path("runs") / str(command.preset))
@@ -155,7 +153,7 @@ def _start(argv: Sequence[str]) -> Settings | None:
     return config.changed(start, **changes)
 
 
-def _switched(values: dict[str, Any], start: Settings, command: Any) -> dict[str, Any]:
+def _switched(values: dict[str, Any], start: Settings, command: Train) -> dict[str, Any]:
     """Nested settings, with recorders and interventions as the flags switch them."""
     for name in command.no_record:
         if name not in start.recorders:
@@ -165,30 +163,13 @@ def _switched(values: dict[str, Any], start: Settings, command: Any) -> dict[str
     return values
 
 
-def _with(command: type, settings_flags: type) -> type:
-    """A command that has the settings too, each by its own name."""
-    named = Annotated[settings_flags, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]  # type: ignore[valid-type]
-    made = make_dataclass(
-        command.__name__,
-        [("settings", named, field(default_factory=settings_flags))],
-        bases=(command,),
-        frozen=True,
-    )
-    made.__doc__ = command.__doc__
-    return made
-
-
 def analyze(argv: Sequence[str]) -> None:
     """`python -m recovery_probe.analyze [RUN …] [CONTROL …] [--analysis NAME …] [--list]`"""
     names = dict.fromkeys([*flags.given(argv, "analysis"), *plugins.ours("analyses")])
     known = {plugins.key_of(name): plugins.find("analyses", name) for name in names}
     tables = [table for key, kind in known.items() for table in flags.of_plugin(kind, key, {})]
-    command: Any = flags.parse(
-        _with(Analyze, make_dataclass("Options", tables)),
-        argv,
-        prog="analyze",
-        known=[f"{k}.{f.name}" for k, kind in known.items() for f in plugins.own_fields(kind)],
-    )
+    options = make_dataclass("Options", tables)
+    command, values = flags.parse(Analyze, options, argv, prog="analyze")
     if command.list:
         _list()
         return
@@ -197,7 +178,6 @@ def analyze(argv: Sequence[str]) -> None:
     from recovery_probe.analyze.perform import analyze as analyze_runs
     from recovery_probe.record.run import open_runs
 
-    values = flags.values_of(command.settings)
     chosen = [
         plugins.made(plugins.find("analyses", name), values.get(key, {}), key)
         for name in command.analysis

@@ -265,6 +265,18 @@ def names() -> Iterator[str]:
             yield from (f"{plugin}.{f.name}" for f in plugins.own_fields(kind))
 
 
+def owners(name: str) -> list[str]:
+    """The plug-ins that came with this package and have a setting of this dotted name, among those
+    of which a run has one."""
+    part, _, setting = name.partition(".")
+    group = CHOICES[part][0] if part in CHOICES else ""
+    return [
+        plugin
+        for plugin in (plugins.ours(group) if group else [])
+        if setting in [f.name for f in plugins.own_fields(plugins.find(group, plugin))]
+    ]
+
+
 def differences(
     a: Settings, b: Settings, roles: tuple[str, ...] = ("numbers", "watch", "execution")
 ) -> dict[str, tuple[Any, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -35,7 +35,7 @@ def of_settings(settings: Settings) -> type:
                 kinds.append(config.chosen(settings, name)[0])
             parts.append(_table(name, kinds, config.flat_part(value), comments[name]))
         else:
-            hint: Any = Annotated[hints[name], tyro.conf.arg(help=comments[name])]  # type: ignore[valid-type]
+            hint: Any = Annotated[hints[name], tyro.conf.arg(help=comments[name])]
             parts.append((name, hint, field(default=value)))
     for group in config.LISTS:
         named = getattr(settings, group)
@@ -51,11 +51,6 @@ def of_plugin(kind: type, key: str, values: Mapping[str, Any]) -> list[tuple[str
     return [_table(key, [kind], values, " ".join(about.split()))] if _own(kind) else []
 
 
-def values_of(flags: Any) -> dict[str, Any]:
-    """What was set, as nested plain values."""
-    return asdict(flags)
-
-
 def _table(
     name: str, kinds: Sequence[type], values: Mapping[str, Any], about: str
 ) -> tuple[str, Any, Any]:
@@ -67,7 +62,7 @@ def _table(
             value = values.get(f.name, plugins.default_of(f))
             value = tuple(value) if isinstance(value, list) else value
             help_ = tyro.conf.arg(help=comments.get(f.name, ""))
-            hint: Any = Annotated[hints[f.name], help_]  # type: ignore[valid-type, name-defined]
+            hint: Any = Annotated[hints[f.name], help_]
             own.append((f.name, hint, field(default=value)))
     made = make_dataclass(name, own)
     made.__doc__ = about
@@ -93,16 +88,32 @@ def given(argv: Sequence[str], *names: str) -> list[str]:
     return found
 
 
-def parse(command: type[C], argv: Sequence[str], *, prog: str, known: Iterable[str] = ()) -> C:
-    """The command that tyro reads from `argv`; an `InputError` of one line where it cannot.
-    `known`: names of settings, for what a misspelt one may have meant."""
+def parse(
+    command: type[C], settings: type, argv: Sequence[str], *, prog: str
+) -> tuple[C, dict[str, Any]]:
+    """The command that tyro reads from `argv`, and nested settings, each of which has a flag of its
+    own name; an `InputError` of one line where it cannot."""
+    flat = tyro.conf.arg(name="")
+    whole = make_dataclass(
+        command.__name__,
+        [
+            ("command", Annotated[command, flat], field(default_factory=command)),
+            (
+                "settings",
+                Annotated[settings, flat, tyro.conf.FlagConversionOff],
+                field(default_factory=settings),
+            ),
+        ],
+    )
+    whole.__doc__ = command.__doc__
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
+            parsed: Any
             parsed, unknown = tyro.cli(
-                command,
+                whole,
                 prog=f"recovery-probe {prog}",
-                args=_gathered(argv, command),
+                args=_gathered(argv, _several(command) | _several(settings)),
                 return_unknown_args=True,
                 use_underscores=True,
                 config=(tyro.conf.DisallowNone,),
@@ -115,16 +126,17 @@ def parse(command: type[C], argv: Sequence[str], *, prog: str, known: Iterable[s
     for word in unknown:
         if word.startswith("--"):
             name = word.removeprefix("--").partition("=")[0]
-            names = [*known, *(f.name for f in fields(command))]  # type: ignore[arg-type]
-            raise InputError(f"unknown setting --{name}{nearest(name, names)}")
+            known = [*_names(command), *_names(settings)]
+            owners = config.owners(name.replace("-", "_"))
+            mend = f"; it is a setting of {', '.join(owners)}" if owners else nearest(name, known)
+            raise InputError(f"unknown setting --{name}{mend}")
         raise InputError(f"unexpected argument {word!r}")
-    return parsed
+    return parsed.command, asdict(parsed.settings)
 
 
-def _gathered(argv: Sequence[str], command: type) -> list[str]:
+def _gathered(argv: Sequence[str], several: set[str]) -> list[str]:
     """The words, with all values of a flag that takes several behind its one occurrence: argument
     parsers keep the last occurrence alone, without a word."""
-    several = _several(command)
     values: dict[str, list[str]] = {}
     others: list[str] = []
     to = others
@@ -141,17 +153,20 @@ def _gathered(argv: Sequence[str], command: type) -> list[str]:
     return [*others, *(w for name, words in values.items() for w in (f"--{name}", *words))]
 
 
-def _several(command: type, before: str = "") -> set[str]:
-    """The flags that take any number of words."""
-    found: set[str] = set()
+def _names(command: type, before: str = "") -> dict[str, Any]:
+    """Flag -> its default."""
+    names: dict[str, Any] = {}
     for f in fields(command):
-        kind = f.default_factory if isinstance(f.default_factory, type) else None
-        if kind and is_dataclass(kind):
-            inner = "" if f.name == "settings" else f"{before}{f.name}."
-            found |= _several(kind, inner)
-        elif isinstance(f.default, tuple):
-            found.add(before + f.name)
-    return found
+        if isinstance(f.default_factory, type) and is_dataclass(f.default_factory):
+            names |= _names(f.default_factory, f"{before}{f.name}.")
+        else:
+            names[before + f.name] = f.default
+    return names
+
+
+def _several(command: type) -> set[str]:
+    """The flags that take any number of words."""
+    return {name for name, default in _names(command).items() if isinstance(default, tuple)}
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:

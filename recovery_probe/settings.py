@@ -48,8 +48,8 @@ class Chosen:
 class Documents(Chosen):
     """What is read, over and over."""
 
-    # python-topics (built in), a .txt, .jsonl or .npy file, a folder, lee, hf:NAME[:CONFIG][:FIELD],
-    # or another installed source
+    # python-topics (built in), a .txt, .jsonl or .npy file, a folder, lee,
+    # hf:NAME[:CONFIG][:FIELD], or another installed source
     source: str = "python-topics"
     # T, documents trained on; at least 2
     count: Annotated[int, Ge(2)] = 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,9 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from recovery_probe import config, documents, models
+from recovery_probe import config, documents, models, stats
 from recovery_probe.documents import Documents
 from recovery_probe.errors import InputError
 from recovery_probe.models import Model
@@ -42,7 +41,7 @@ class Training:
     documents: Documents
     timeline: Timeline
     inputs: dict[str, Tensor]  # name -> (T + H, …), on the model's device
-    rows: NDArray[np.float64]  # (episodes + 1, T + H): losses after each episode, NaN before
+    rows: stats.Floats  # (episodes + 1, T + H): losses after each episode, NaN before
     done: int = 0  # episodes
     path: Path | None = None  # where the run is written
     # The documents that are passing through the model as a part of training: of a step, or of an
@@ -120,18 +119,37 @@ class Training:
         return self.model.losses(self.batch(which))
 
     def steps(self, episode: int) -> Iterator[Step]:
-        """The gradient steps of an episode: the model in training mode, dropout under a seed of the
-        episode's own, the optimizer fresh where that is asked for."""
-        torch.manual_seed(torch_seed(self.settings.seed, f"dropout of episode {episode}"))
+        """The gradient steps of an episode of the schedule."""
+        document = int(self.timeline.schedule[episode])
+        return self.steps_on(document, f"dropout of episode {episode}", episode)
+
+    def steps_on(self, document: int, purpose: str, episode: int = 0) -> Iterator[Step]:
+        """M gradient steps on a document, which the caller takes: the model in training mode,
+        dropout under the seed of a `purpose`, the optimizer fresh where settings ask for that."""
+        torch.manual_seed(torch_seed(self.settings.seed, purpose))
         if self.settings.optimizer.reset:
             self.fresh_optimizer()
-        document = int(self.timeline.schedule[episode])
         inputs = self.batch(slice(document, document + 1))
         length = int(self.documents.lengths[document])
         self.model.train()
         for m in range(self.settings.steps):
             index = episode * self.settings.steps + m
             yield Step(index, episode, document, inputs, length, self.model)
+
+    @torch.no_grad()
+    def evaluate(self, see: Callable[[int, Tensor, Tensor], None] | None = None) -> stats.Floats:
+        """(T + H,): the loss of every document, nats, in eval mode, `eval_batch` at a time. `see`
+        is given the first document of each batch, its `token_losses` and its mask."""
+        self.model.train(False)
+        count, size, losses = len(self.documents), self.settings.eval_batch, []
+        for start in range(0, count, size):
+            batch = self.batch(slice(start, start + size))
+            with self.passes(range(start, min(start + size, count))):
+                token_losses = self.model.token_losses(batch)
+            if see:
+                see(start, token_losses, batch["mask"])
+            losses.append(self.model.mean_losses(token_losses, batch))
+        return torch.cat(losses).cpu().numpy().astype(np.float64)
 
     @contextmanager
     def passes(self, documents: Step | range) -> Iterator[None]:

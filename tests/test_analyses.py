@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 from conftest import cut, planted, tiny
 from matplotlib.figure import Figure
-from recovery_probe.analysis import match, seeds_and_controls
-from recovery_probe_analyses import loss_curves, online_loss, recovery
+from recovery_probe_analyses import recovery
+from recovery_probe_analyses.loss_curves import LossCurves
+from recovery_probe_analyses.online_loss import OnlineLoss
+from recovery_probe_analyses.recovery import Recovery
 
 import recovery_probe as rp
 from recovery_probe import plugins
-from recovery_probe.analyze import analyze
+from recovery_probe.analyze import analyze, estimate
+from recovery_probe.analyze.groups import match, seeds_and_controls
+from recovery_probe.analyze.perform import instance
 from recovery_probe.cli import main
 from recovery_probe.config import generator, to_toml
 
 INSTALLED = sorted(plugins.installed("analyses"))
 
 
+def again(name: str) -> rp.Analysis:
+    """An installed analysis that may run the model again."""
+    analysis = instance(name)
+    known = {f.name for f in fields(analysis)}
+    return replace(analysis, from_checkpoint=True) if "from_checkpoint" in known else analysis
+
+
 def test_every_file_is_an_entry_point() -> None:
     files = {f.stem for f in Path(recovery.__file__).parent.glob("*.py")} - {"__init__"}
     assert files == set(INSTALLED)
+
+
+def values(found: dict[str, Any], name: str, **places: object) -> list[float | None]:
+    """Of an estimate of a summary, at these labels."""
+    records = found["estimates"][name]
+    return [r["value"] for r in records if places.items() <= r.items()]
 
 
 @pytest.fixture
@@ -42,19 +60,20 @@ def forgetful(pair: rp.Run, tmp_path: Path) -> rp.Run:
 @pytest.mark.parametrize("name", INSTALLED)
 @pytest.mark.parametrize("controls", [0, 1])
 def test_conforms(name: str, controls: int, pair: rp.Run) -> None:
-    analysis = plugins.find("analyses", name, rp.Analysis)
+    analysis = again(name)
     assert analysis.name == name
     assert analysis.question.endswith("?")
     assert len(analysis.null) > 40
     assert len(analysis.blind_spot) > 40
-    options = {"from_checkpoint": True} if analysis.from_checkpoint else {}
-    for run in (pair, pair.controls[0]):
-        beside = pair.controls[:controls] if run is pair else ()
-        dataset = analysis.compute(run, controls=beside, **options)
+    for runs in ([pair, *pair.controls[:controls]], pair.controls) if analysis.needs else [()]:
+        dataset = analysis(*runs)
         assert isinstance(dataset, xr.Dataset)
         assert dataset.sizes
         assert not [d for d in dataset.dims if str(d).startswith("dim_")]
         assert {"unit", "interval", "p"} & set(dataset.attrs), "says what its numbers are over"
+        for number in estimate.names(dataset):
+            for part in estimate.companions(dataset, number).values():
+                assert set(dataset[number].dims) <= set(dataset[part].dims)
         before = dataset.copy(deep=True)
         assert isinstance(analysis.plot(dataset), Figure)
         assert dataset.identical(before), "a plot changed its numbers"
@@ -64,7 +83,7 @@ def test_conforms(name: str, controls: int, pair: rp.Run) -> None:
 def test_recovery_by_hand(forgetful: rp.Run) -> None:
     """The scores again, from the paper's words alone."""
     T, losses = 5, forgetful.losses.values
-    numbers = recovery.compute(forgetful)
+    numbers = Recovery()(forgetful)
     per_document = []
     for n in (1, 2):
         scores = []
@@ -93,12 +112,12 @@ def test_intervals_are_those_of_resampled_documents(forgetful: rp.Run) -> None:
     drawn = generator(0, "bootstrap").integers(T, size=(2000, T))
     each = np.array([losses[d : d + 2 * T + 2, d] for d in range(T)])  # (document, row)
     curves = each[drawn].mean(axis=1)
-    found = loss_curves.compute(forgetful).isel(run=0)
+    found = LossCurves()(forgetful).isel(run=0)
     bounds = np.quantile(curves, [0.025, 0.975], axis=0)
     np.testing.assert_allclose([found.aligned_low, found.aligned_high], bounds)
     between = [curves[:, 1 : T + 1], curves[:, T + 1 : 2 * T + 1]]
     scores = [(b.max(axis=1) - b[:, -1]) / (b.max(axis=1) - b[:, 0]) for b in between]
-    numbers = recovery.compute(forgetful).isel(run=0)
+    numbers = Recovery()(forgetful).isel(run=0)
     curve, mean = numbers.sel(reading="curve"), numbers.sel(reading="per_document")
     bounds = np.quantile(scores, [0.025, 0.975], axis=1)
     np.testing.assert_allclose([curve.score_low, curve.score_high], bounds)
@@ -108,20 +127,19 @@ def test_intervals_are_those_of_resampled_documents(forgetful: rp.Run) -> None:
 
 
 def test_a_negative_interval_is_drawn_whole(pair: rp.Run) -> None:
-    numbers = recovery.compute(pair)
+    numbers = Recovery()(pair)
     numbers["score_low"] = numbers.score_low - 2
-    (axes,) = recovery.plot(numbers).axes
+    (axes,) = Recovery().plot(numbers).axes
     assert axes.get_ylim()[0] <= float(numbers.score_low.min())
 
 
 def test_curve_reading_of_a_shuffled_run_is_refused_in_words(pair: rp.Run) -> None:
-    numbers = recovery.compute(pair.controls[0])
+    numbers = Recovery()(pair.controls[0])
     assert np.isnan(numbers.score.sel(reading="curve")).all()
     assert np.isfinite(numbers.score.sel(reading="per_document")).any()
-    found = recovery.summary(numbers)
-    assert found["curve"]["defined"] is False
-    assert "no common period" in found["curve"]["why_not"]
-    assert found["curve"]["score_by_epoch"] == [None, None]
+    found = Recovery().summary(numbers)
+    assert "no common period" in found["left_out"]["shuffled"]["curve"]
+    assert values(found, "score", reading="curve") == [None, None]
 
 
 def test_left_out_documents_are_counted_with_their_reason(
@@ -129,34 +147,34 @@ def test_left_out_documents_are_counted_with_their_reason(
 ) -> None:
     losses = forgetful.losses.values.copy()
     losses[:, 1] = np.linspace(5, 1, len(losses))  # document 1 only ever falls
-    found = recovery.summary(recovery.compute(planted(forgetful, tmp_path / "run", losses)))
-    assert found["per_document"]["excluded_by_epoch"] == [1, 1]
-    (reasons, _) = found["per_document"]["excluded_reasons_by_epoch"]
-    assert list(reasons.values()) == [1]
-    assert "only fell" in next(iter(reasons))
+    found = Recovery().summary(Recovery()(planted(forgetful, tmp_path / "run", losses)))
+    for reasons in found["left_out"]["cyclic"]["per_document"]:
+        assert list(reasons.values()) == [1]
+        assert "only fell" in next(iter(reasons))
     assert "4 of 5 documents count" in found["verdict"]
 
 
 def test_nothing_forgotten_has_no_score(pair: rp.Run, tmp_path: Path) -> None:
     losses = np.repeat(np.linspace(5, 1, len(pair.losses))[:, None], 7, axis=1)
-    dataset = recovery.compute(planted(pair, tmp_path / "run", losses))
-    found = recovery.summary(dataset)
-    assert found["per_document"]["score_by_epoch"] == [None, None]
-    assert found["per_document"]["excluded_by_epoch"] == [5, 5]
+    dataset = Recovery()(planted(pair, tmp_path / "run", losses))
+    found = Recovery().summary(dataset)
+    assert values(found, "score") == [None] * 4
+    assert [list(r.values()) for r in found["left_out"]["cyclic"]["per_document"]] == [[5], [5]]
     assert "no score" in found["verdict"]
-    recovery.plot(dataset)
+    Recovery().plot(dataset)
 
 
 def test_no_difference_is_said_to_be_none(pair: rp.Run, tmp_path: Path) -> None:
     """A run held against itself: the difference is 0, and the verdict claims nothing."""
     twin = planted(pair, tmp_path / "twin", pair.losses.values)
-    found = recovery.summary(recovery.compute(pair, controls=[twin]))
-    assert found["run_minus_control"]["cyclic (twin)"]["difference_by_epoch"] == [0.0, 0.0]
+    found = Recovery().summary(Recovery()(pair, twin))
+    differences = [(r["control"], r["value"]) for r in found["estimates"]["difference"]]
+    assert differences == [("cyclic (twin)", 0.0)] * 2
     assert "no difference from the control can be told" in found["verdict"]
 
 
 def test_online_loss_by_hand(pair: rp.Run) -> None:
-    numbers = online_loss.compute(pair, controls=pair.controls)
+    numbers = OnlineLoss()(pair, *pair.controls)
     for r, run in enumerate([pair, *pair.controls]):
         first = run.train_loss.values[::3]
         by_epoch = first.reshape(3, 5).mean(axis=1)
@@ -165,13 +183,13 @@ def test_online_loss_by_hand(pair: rp.Run) -> None:
 
 
 def test_loss_curves_by_hand(pair: rp.Run) -> None:
-    numbers = loss_curves.compute(pair, controls=pair.controls, focal=2)
+    numbers = LossCurves(focal=2)(pair, *pair.controls)
     assert numbers.focal.values[0].tolist() == pair.losses.values[:, 2].tolist()
     assert numbers.before.values[0].tolist() == [2, 7, 12]
     np.testing.assert_allclose(numbers.held_out.values[0], pair.losses.values[:, 5:].mean(axis=1))
     assert np.isnan(numbers.aligned.values[1]).all()
     with pytest.raises(rp.InputError, match="0 to 4"):
-        loss_curves.compute(pair, focal=5)
+        LossCurves(focal=5)(pair)
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 1}, {"documents": {"count": 2, "held_out": 0}}])
@@ -179,15 +197,16 @@ def test_smallest_runs(changes: dict[str, object], tmp_path: Path) -> None:
     run = rp.fit(tiny(**changes), tmp_path / "run")
     summary = analyze(run)
     assert (run.path / "report.html").exists()
-    assert len(summary["recovery"]["curve"]["score_by_epoch"]) == run.config.epochs - 1
+    assert len(summary["recovery"]["estimates"]["score"]) == 2 * (run.config.epochs - 1)
 
 
 def test_unfinished_run(forgetful: rp.Run, tmp_path: Path) -> None:
     found = analyze(cut(forgetful, tmp_path / "cut", 7))["recovery"]
     # 7 episodes done: documents 0, 1 and 2 stand right before, or after, their second.
-    assert found["per_document"]["excluded_by_epoch"] == [2, 5]
-    assert found["curve"]["score_by_epoch"] == [None, None]
-    assert "not reached" in next(iter(found["per_document"]["excluded_reasons_by_epoch"][1]))
+    left_out = found["left_out"]["cyclic"]["per_document"]
+    assert [sum(reasons.values()) for reasons in left_out] == [2, 5]
+    assert values(found, "score", reading="curve") == [None, None]
+    assert "not reached" in next(iter(left_out[1]))
 
 
 def test_a_control_must_match(pair: rp.Run, tmp_path: Path) -> None:
@@ -202,27 +221,36 @@ def test_a_users_own_analysis(pair: rp.Run, tmp_path: Path) -> None:
     file.write_text(
         """
 import xarray as xr
+from dataclasses import dataclass
 from recovery_probe import Analysis
-from recovery_probe.plots import figure
+from recovery_probe.analyze.plots import figure
 
-def plot(dataset):
-    fig, (axes,) = figure()
-    axes.plot(dataset.top)
-    return fig
+@dataclass(frozen=True)
+class Top(Analysis):
+    # how many times
+    times: int = 1
 
-ANALYSIS = Analysis(
-    name="top", question="What is the largest loss?", null="none", blind_spot="all",
-    compute=lambda run, *, controls=(): xr.Dataset({"top": run.losses.max("document")}),
-    plot=plot, summary=lambda dataset: {"top": float(dataset.top.max())},
-)
+    name, question, null, blind_spot = "top", "What is the largest loss?", "none", "all"
+
+    def compute(self, *runs):
+        return xr.Dataset({"top": self.times * runs[0].losses.max("document")})
+
+    def plot(self, dataset):
+        fig, (axes,) = figure()
+        axes.plot(dataset.top)
+        return fig
+
+    def summary(self, dataset):
+        return {"top": float(dataset.top.max())}
 """
     )
     run = rp.open_run(tmp_path / "run")
-    mine = plugins.find("analyses", f"{file}:ANALYSIS", rp.Analysis)
-    summary = analyze(run, run.controls, [mine])
-    assert summary["top"]["top"] == float(pair.losses.max())
+    top = float(pair.losses.max())
+    assert analyze(run, run.controls, [f"{file}:Top"])["top"]["top"] == top
+    Top = plugins.find("analyses", f"{file}:Top", type)
+    assert analyze(run, run.controls, [Top(times=2)])["top"]["top"] == 2 * top
     assert (run.path / "analyses" / "top.png").stat().st_size > 1000
-    analyze(run, (), [plugins.find("analyses", "recovery", rp.Analysis)])
+    analyze(run, (), [Recovery])
     kept = json.loads((run.path / "analyses" / "summary.json").read_text())
     assert {"top", "recovery"} <= set(kept)
 
@@ -241,16 +269,20 @@ TOP = """
 import sys
 import xarray as xr
 from recovery_probe import Analysis
-from recovery_probe.plots import figure
+from recovery_probe.analyze.plots import figure
 
-def compute(run, *, controls=()):
-    {does}
-    return xr.Dataset({{"top": run.losses.max("document")}})
+class Top(Analysis):
+    name, question, null, blind_spot = "{name}", "?", "none", "all"
 
-ANALYSIS = Analysis(
-    name="{name}", question="?", null="none", blind_spot="all", compute=compute,
-    plot=lambda dataset: figure()[0], summary=lambda dataset: {{}},
-)
+    def compute(self, *runs):
+        {does}
+        return xr.Dataset({{"top": runs[0].losses.max("document")}})
+
+    def plot(self, dataset):
+        return figure()[0]
+
+    def summary(self, dataset):
+        return {{}}
 """
 
 
@@ -264,8 +296,8 @@ def test_a_broken_analysis_stops_none_but_itself(
 ) -> None:
     file = tmp_path / "mine.py"
     file.write_text(TOP.format(name="broken", does=does))
-    broken = plugins.find("analyses", f"{file}:ANALYSIS", rp.Analysis)
-    known = {"broken": broken, "online_loss": online_loss.ANALYSIS}
+    broken = plugins.find("analyses", f"{file}:Top", type)
+    known = {"broken": broken, "online_loss": OnlineLoss}
 
     def find(kind: str, name: str, expected: type) -> object:
         if name == "unloadable":
@@ -280,7 +312,7 @@ def test_a_broken_analysis_stops_none_but_itself(
     assert found["not_done"]["broken"].startswith("failed: ")
     assert found["not_done"]["unloadable"] == "failed: ImportError: no module named nothing"
     # Asked for by name it is an error: one line, and no traceback.
-    words = ["analyze", str(pair.path), "--analysis", f"{file}:ANALYSIS"]
+    words = ["analyze", str(pair.path), "--analysis", f"{file}:Top"]
     with pytest.raises(SystemExit) as stop:
         main([*words, "--out", str(tmp_path / "named")])
     assert stop.value.code == 1
@@ -292,16 +324,15 @@ def test_a_file_that_exits_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("import sys\nsys.exit(0)")
     with pytest.raises(rp.InputError, match=r"mine\.py: fails when run: SystemExit"):
-        plugins.find("analyses", f"{file}:ANALYSIS", rp.Analysis)
+        plugins.find("analyses", f"{file}:Top", rp.Analysis)
 
 
 @pytest.mark.parametrize("name", ["runs", "controls", "not_done", "analyses"])
 def test_a_name_of_the_summarys_own_is_refused(name: str, pair: rp.Run, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(TOP.format(name=name, does="pass"))
-    mine = plugins.find("analyses", f"{file}:ANALYSIS", rp.Analysis)
     with pytest.raises(rp.InputError, match=f"cannot be named '{name}'"):
-        analyze(pair, (), [mine], out=tmp_path / "out")
+        analyze(pair, (), [f"{file}:Top"], out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +343,7 @@ def test_a_damaged_summary_is_said_and_written_anew(
 ) -> None:
     (tmp_path / "analyses").mkdir()
     (tmp_path / "analyses" / "summary.json").write_text(damage)
-    found = analyze(pair, (), [online_loss.ANALYSIS], out=tmp_path)
+    found = analyze(pair, (), [OnlineLoss], out=tmp_path)
     assert "summary.json: damaged" in capsys.readouterr().err
     assert json.loads((tmp_path / "analyses" / "summary.json").read_text()) == found
 
@@ -360,34 +391,32 @@ def test_an_interrupted_control_is_compared_where_it_got(pair: rp.Run, tmp_path:
     """Every verdict is of the last time that both have, as if both had stopped there."""
     control = cut(pair.controls[0], tmp_path / "control", 12)
     whole = cut(pair, tmp_path / "run", 12)
-    for name in INSTALLED:
-        analysis = plugins.find("analyses", name, rp.Analysis)
-        if analysis.stand_alone or name == "loss_curves":
+    for analysis in map(again, INSTALLED):
+        if not analysis.needs or analysis.name == "loss_curves":
             continue
-        options = {"from_checkpoint": True} if analysis.from_checkpoint else {}
         try:
-            expected = analysis.summary(analysis.compute(whole, controls=[control], **options))
+            expected = analysis.summary(analysis(whole, control))
         except rp.InputError as error:
             with pytest.raises(type(error)):  # three epochs are needed, of both
-                analysis.compute(pair, controls=[control], **options)
+                analysis(pair, control)
             continue
-        dataset = analysis.compute(pair, controls=[control], **options)
+        dataset = analysis(pair, control)
         analysis.plot(dataset)
         said = f"The runs are compared as far as {control.path} has got: 12 episodes. "
         verdict = analysis.summary(dataset)["verdict"]
-        assert verdict.startswith(said), name
-        if name != "recovery":  # counts the documents that the longer run has reached
-            assert verdict.removeprefix(said) == expected["verdict"].removeprefix(said), name
+        assert verdict.startswith(said), analysis.name
+        if analysis.name != "recovery":  # counts the documents that the longer run has reached
+            same = verdict.removeprefix(said) == expected["verdict"].removeprefix(said)
+            assert same, analysis.name
 
 
 @pytest.mark.parametrize("name", INSTALLED)
 def test_no_verdict_comes_of_nothing(name: str, pair: rp.Run) -> None:
     """All numbers missing: no verdict shows one, or says that there is no cycle, no difference."""
-    analysis = plugins.find("analyses", name, rp.Analysis)
-    if analysis.stand_alone or name == "loss_curves":
+    analysis = again(name)
+    if not analysis.needs or name == "loss_curves":
         return
-    options = {"from_checkpoint": True} if analysis.from_checkpoint else {}
-    dataset = analysis.compute(pair, controls=pair.controls, **options)
+    dataset = analysis(pair, *pair.controls)
     for variable in dataset.data_vars.values():
         if variable.dtype.kind == "f":
             variable[:] = np.nan

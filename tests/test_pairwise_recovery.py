@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny
 from recovery_probe_analyses import pairwise_recovery
+from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery
 
 import recovery_probe as rp
 from recovery_probe import stats
@@ -52,12 +53,17 @@ def test_the_callers_generator_is_put_back(pair: rp.Run) -> None:
 
 
 def test_what_is_missing_is_named(pair: rp.Run, tmp_path: Path) -> None:
+    def again(run: rp.Run, **settings: object) -> object:
+        return PairwiseRecovery(from_checkpoint=True, **settings)(run)  # type: ignore[arg-type]
+
+    with pytest.raises(Missing, match=r"runs the model again.*pass --from-checkpoint"):
+        PairwiseRecovery()(pair)
     with pytest.raises(Missing, match="no checkpoint after 7 episodes"):
-        pairwise_recovery.compute(pair, from_checkpoint=True, episodes=[7])
+        again(pair, episodes=(7,))
     shutil.copytree(pair.path, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(Missing, match="no checkpoints; train again"):
-        pairwise_recovery.compute(rp.open_run(tmp_path / "run"), from_checkpoint=True)
+        again(rp.open_run(tmp_path / "run"))
 
 
 def test_mantel_leaves_out_pairs_without_a_value() -> None:

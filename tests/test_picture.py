@@ -13,10 +13,13 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_hex
 from nbclient import NotebookClient
-from recovery_probe_analyses import gradient_similarity, loss_curves, weight_cyclicity
+from recovery_probe_analyses.gradient_similarity import GradientSimilarity
+from recovery_probe_analyses.loss_curves import LossCurves
+from recovery_probe_analyses.weight_cyclicity import WeightCyclicity
 
 import recovery_probe as rp
-from recovery_probe import picture, plots, stats
+from recovery_probe import stats
+from recovery_probe.analyze import picture, plots
 
 
 def by_hand(run: rp.Run, epoch: int, until: int) -> list[float]:
@@ -140,14 +143,14 @@ def test_every_shipped_picture_says_its_commit() -> None:
 
 def test_the_example_is_not_the_document_that_comes_first(pair: rp.Run) -> None:
     """Document 0 opens the shuffled control too, so that its two curves look alike."""
-    numbers = loss_curves.compute(pair, controls=pair.controls)
+    numbers = LossCurves()(pair, *pair.controls)
     assert numbers.attrs["focal"] == 2
     np.testing.assert_array_equal(numbers.focal[0], pair.losses[:, 2])
 
 
 def test_a_map_of_cosines_is_white_at_0(pair: rp.Run) -> None:
-    numbers = gradient_similarity.compute(pair, controls=pair.controls)
-    fig = gradient_similarity.plot(numbers)
+    numbers = GradientSimilarity()(pair, *pair.controls)
+    fig = GradientSimilarity().plot(numbers)
     images = [image for axes in fig.axes for image in axes.images]
     assert len(images) == 4
     for image in images:
@@ -157,7 +160,7 @@ def test_a_map_of_cosines_is_white_at_0(pair: rp.Run) -> None:
 
 def test_loops_are_drawn_without_their_drift(pair: rp.Run) -> None:
     """A colour for each epoch; each loop is centred and closes, whatever the weights' drift."""
-    numbers = weight_cyclicity.compute(pair, controls=pair.controls, permutations=9)
+    numbers = WeightCyclicity(permutations=9)(pair, *pair.controls)
     loops = numbers.loop.sel(run="cyclic", group="total").values.reshape(3, 5, 3)
     size = np.abs(loops).max()
     np.testing.assert_allclose(loops.mean(axis=1), 0, atol=1e-6 * size)
@@ -169,5 +172,5 @@ def test_loops_are_drawn_without_their_drift(pair: rp.Run) -> None:
     values = np.linalg.svd(centred, compute_uv=False) ** 2
     share = numbers.loop_share.sel(run="cyclic", group="total")
     np.testing.assert_allclose(share, values[:3] / values.sum(), rtol=1e-4)
-    fig = weight_cyclicity.plot(numbers)
+    fig = WeightCyclicity().plot(numbers)
     assert [axes.name for axes in fig.axes] == ["rectilinear"] * 6

@@ -15,7 +15,6 @@ import pytest
 from conftest import tiny
 
 import recovery_probe as rp
-from recovery_probe import plugins
 from recovery_probe.analyze import analyze
 from recovery_probe.record.writer import Writer
 
@@ -101,7 +100,7 @@ def test_in_a_browser(report: Path, size: str, tmp_path: Path) -> None:
 
 def test_markdown_escapes_too(report: Path) -> None:
     run = rp.open_run(report.parent)
-    analyze(run, run.controls, [plugins.find("analyses", "recovery", rp.Analysis)], formats=["md"])
+    analyze(run, run.controls, ["recovery"], formats=["md"])
     text = (report.parent / "report.md").read_text()
     assert "<script>" not in text
     assert "<img" not in text
@@ -155,7 +154,7 @@ def test_facts_within_facts_are_told_by_dotted_name(report: Path, tmp_path: Path
     facts = {"recorders": {"lens": {"seconds": 1.5, "hooks": ["a", "b"]}, "other": {}}}
     file.write_text(json.dumps(json.loads(file.read_text()) | facts))
     run = rp.open_run(tmp_path / "run")
-    one = [plugins.find("analyses", "recovery", rp.Analysis)]
+    one = ["recovery"]
     analyze(run, (), one, formats=["html", "md"])
     for kind in ("html", "md"):
         text = (run.path / f"report.{kind}").read_text()

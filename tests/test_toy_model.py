@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import xarray as xr
 from recovery_probe_analyses import toy_model
+from recovery_probe_analyses.toy_model import ToyModel
 
 
 @pytest.fixture(scope="module")
 def numbers() -> xr.Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return toy_model.compute()
+        return ToyModel()()
 
 
 @pytest.mark.parametrize("f", ["w", "y - w"])
@@ -48,7 +49,7 @@ def test_a_loop_written_from_the_words(f: str) -> None:
 def test_the_setting_as_printed_diverges_and_says_so(numbers: xr.Dataset) -> None:
     assert numbers.diverged.values.tolist() == [True, False, False, False]
     assert np.isnan(numbers.score.values[0]).all()
-    told = toy_model.summary(numbers)
+    told = ToyModel().summary(numbers)
     assert told["diverged"] == ["f = w, N = 1000, α = 0.01"]
     assert "diverges" in told["verdict"]
 
@@ -81,4 +82,4 @@ def test_the_ring_has_an_order_in_the_end(numbers: xr.Dataset) -> None:
     assert (order.ring_order.sel(ring_epoch=10) > 0.7).all()
     assert (order.ring_order_p.sel(ring_epoch=10) == 0.001).all()
     assert (order.ring_order_p.sel(ring_epoch=0) > 0.01).all()
-    toy_model.plot(numbers)
+    ToyModel().plot(numbers)

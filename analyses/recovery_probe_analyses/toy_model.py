@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.figure import Figure
-from recovery_probe.analysis import Analysis, estimates, with_interval
+from annotated_types import Ge
 
-from recovery_probe import plots, stats
+from recovery_probe import Analysis, stats
+from recovery_probe.analyze import estimate, plots
+from recovery_probe.analyze.estimate import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 T = 25
 RING_EPOCHS = (0, 1, 2, 4, 10)
@@ -17,9 +24,8 @@ RING_EPOCHS = (0, 1, 2, 4, 10)
 SETTINGS = (("w", 1000, 0.01), ("w", 1000, 0.001), ("w", 100, 0.01), ("y - w", 100, 0.01))
 
 
-def compute(
-    run: None = None, *, controls: tuple[()] = (), seeds: int = 5, epochs: int = 13
-) -> xr.Dataset:
+@dataclass(frozen=True)
+class ToyModel(Analysis):
     """Tasks i = 0 … T-1 in turn: P ← P - α (P xᵢ - fᵢ(w)) xᵢᵀ on the loss ½|P xᵢ - fᵢ(w)|², then
     w ← fᵢ⁻¹(P xᵢ), with f(w) = w or fᵢ(w) = yᵢ - w; P ~ N(0, 1/N²), x, w, y ~ U(-1, 1)
     (paper, section 5, figures 10 and 11). One step for each task: after it its loss is 0, and more
@@ -32,14 +38,88 @@ def compute(
     correlation| between their angle and their place in the cycle, with ring_order_p of random
     orders. NaN where a setting diverges.
     """
-    parts = [_setting(*setting, seeds, epochs) for setting in SETTINGS]
-    dataset = xr.concat(parts, dim="setting").assign_coords(
-        setting=[f"f = {f}, N = {n}, α = {alpha:g}" for f, n, alpha in SETTINGS],
-        epoch=np.arange(1, epochs),
-        ring_epoch=list(RING_EPOCHS),
+
+    # how many seeds to simulate
+    seeds: Annotated[int, Ge(1)] = 5
+    # passes over the tasks
+    epochs: Annotated[int, Ge(2)] = 13
+
+    name = "toy_model"
+    question = "Does a linear map and a vector, fitted in turn to tasks in a cycle, show recovery?"
+    null = (
+        "No recovery: the loss of task 0 stays at its largest until the task comes back, a score "
+        "of 0. No ring: the points lie round their plane in no order, as with tasks shuffled."
     )
-    dataset.attrs |= {"unit": f"{seeds} seeds", "interval": f"95% t interval over {seeds} seeds"}
-    return dataset
+    blind_spot = (
+        "A model that recovers shows that recovery needs no more than this, not that "
+        "networks do it for this reason. Scores differ much between seeds (score_sd): one seed's "
+        "curve says little. The ring is of one seed, and two components of many."
+    )
+    needs = ()
+
+    def compute(self, *runs: Run) -> xr.Dataset:
+        parts = [_setting(*setting, self.seeds, self.epochs) for setting in SETTINGS]
+        seeds = f"{self.seeds} seeds"
+        return (
+            xr.concat(parts, "setting")
+            .assign_coords(
+                setting=[f"f = {f}, N = {n}, α = {alpha:g}" for f, n, alpha in SETTINGS],
+                epoch=np.arange(1, self.epochs),
+                ring_epoch=list(RING_EPOCHS),
+            )
+            .assign_attrs(unit=seeds, interval=f"95% t interval over {seeds}")
+        )
+
+    @plots.styled
+    def plot(self, dataset: xr.Dataset) -> Figure:
+        """Loss of task 0, recovery by epoch, and the ring of each setting that settles."""
+        settled = dataset.setting.values[~dataset.diverged.values]
+        rings = [[f"{name} {e}" for e in RING_EPOCHS] for name in settled]
+        top = [[name] * len(RING_EPOCHS) for name in ("loss", "score")]
+        fig, panels = plots.mosaic([*top, *rings], height=1.7)
+        loss, score = panels["loss"], panels["score"]
+        for i, name in enumerate(dataset.setting.values):
+            part, colour = dataset.isel(setting=i), plots.colour(i)
+            label = f"{name}: diverges" if part.diverged else str(name)
+            loss.semilogy(dataset.step, part.loss, color=colour, label=label, linewidth=0.9)
+            if name in settled:
+                plots.points(score, part.epoch, estimate.get(part, "score"), color=colour, ms=3)
+                _draw_rings([panels[f"{name} {e}"] for e in RING_EPOCHS], part)
+        loss.set(xlabel=f"step ({T} an epoch)", ylabel="loss of task 0", ylim=(1e-4, 1e5))
+        fig.legend(loc="outside upper left", ncols=2)
+        score.set(xlabel="epoch", ylabel="recovery score", ylim=(0, 1.02))
+        score.set_xticks(dataset.epoch.values)
+        return fig
+
+    def summary(self, dataset: xr.Dataset) -> dict[str, Any]:
+        """Scores by setting and epoch, which settings diverge, and the verdict."""
+        diverged = dataset.setting.values[dataset.diverged.values].tolist()
+        return {"diverged": diverged, **super().summary(dataset)}
+
+    def verdict(self, dataset: xr.Dataset) -> str:
+        clauses = []
+        for (_, n, alpha), name in zip(SETTINGS, dataset.setting.values, strict=True):
+            part = dataset.sel(setting=name)
+            score, last = estimate.get(part, "score"), part.epoch.values[-1]
+            first = ", ".join(f"{value:.2f}" for value in score.value[:5])
+            clauses.append(
+                f"{name}: diverges, for α|x|² is about {alpha * n / 3:.1f} and not below 2"
+                if part.diverged
+                else f"{name}: {first} in epochs 1 to 5, {score[-1]} in epoch {last}"
+            )
+        return f"Recovery score of task 0, mean of {dataset.attrs['unit']}. {'; '.join(clauses)}."
+
+
+def _draw_rings(panels: list[Any], part: xr.Dataset) -> None:
+    """The points of one setting, joined in the order of the cycle, at each epoch."""
+    for axes, epoch, (x, y) in zip(
+        panels, RING_EPOCHS, part.ring.values.swapaxes(1, 2), strict=True
+    ):
+        axes.plot([*x, x[0]], [*y, y[0]], color=plots.HELD_OUT, linewidth=0.4)
+        axes.scatter(x, y, c=np.arange(T), cmap="twilight", s=8, zorder=3)
+        axes.set(xticks=[], yticks=[], title=f"epoch {epoch}")
+        axes.grid(False)
+    panels[0].set_ylabel(part.setting.item().replace(", ", "\n"), fontsize=6)
 
 
 def simulate(
@@ -68,97 +148,36 @@ def simulate(
 
 
 def _setting(f: str, n: int, alpha: float, seeds: int, epochs: int) -> xr.Dataset:
-    found = [simulate(f, n, alpha, seed, epochs) for seed in range(seeds)]
-    losses = np.stack([one[0] for one in found])
+    simulated = [simulate(f, n, alpha, seed, epochs) for seed in range(seeds)]
+    losses = np.stack([loss for loss, _ in simulated])
     score, _ = stats.recovery_of_curve(losses, T, min_forgetting=0.0)
     score = score[:, : epochs - 1]
-    low, high = stats.t_interval(score)
     planes = np.full((len(RING_EPOCHS), T, 2), np.nan)
-    order, order_p = np.full((2, len(RING_EPOCHS)), np.nan)
+    order, p = np.full((2, len(RING_EPOCHS)), np.nan)
     place = 2 * np.pi * np.arange(T) / T
     rng = np.random.default_rng(seeds)
     shuffled = np.stack([rng.permutation(place) for _ in range(999)])
-    for e, points in enumerate(found[0][1]):
+    for e, points in enumerate(simulated[0][1]):
         centred = points - points.mean(axis=0)
         u, s, _ = np.linalg.svd(centred, full_matrices=False)
         planes[e] = u[:, :2] * s[:2]
         angle = np.arctan2(planes[e, :, 1], planes[e, :, 0])
         order[e] = abs(stats.circular_correlation(angle, place))
         null = np.abs(stats.circular_correlation(angle, shuffled))
-        order_p[e] = stats.permutation_p(order[e], null)
-    return xr.Dataset(
+        p[e] = stats.permutation_p(order[e], null)
+    dataset = xr.Dataset(
         {
             "loss": ("step", stats.mean_of_counted(losses, axis=0)),
             "diverged": ((), bool(np.isnan(losses).any())),
-            "score": ("epoch", stats.mean_of_counted(score, axis=0)),
-            "score_low": ("epoch", low),
-            "score_high": ("epoch", high),
-            "score_sd": ("epoch", stats.sd_of_counted(score)),
-            "score_each": (("seed", "epoch"), score),
             "ring": (("ring_epoch", "task", "axis"), planes),
-            "ring_order": ("ring_epoch", order),
-            "ring_order_p": ("ring_epoch", order_p),
         }
     )
-
-
-@plots.styled
-def plot(dataset: xr.Dataset) -> Figure:
-    """Loss of task 0, recovery by epoch, and the ring of points of each setting that settles."""
-    settled = [i for i, bad in enumerate(dataset.diverged.values) if not bad]
-    rings = [[f"{i} {e}" for e in range(len(RING_EPOCHS))] for i in settled]
-    wide = len(RING_EPOCHS)
-    top = [["loss"] * wide, ["score"] * wide]
-    fig, panels = plots.mosaic([*top, *rings], height=1.7)
-    for i, name in enumerate(dataset.setting.values):
-        part, colour = dataset.isel(setting=i), plots.colour(i)
-        label = f"{name}: diverges" if part.diverged else str(name)
-        panels["loss"].semilogy(dataset.step, part.loss, color=colour, label=label, linewidth=0.9)
-        if i in settled:
-            panels["score"].plot(part.epoch, part.score, "o-", color=colour, ms=3)
-            panels["score"].vlines(part.epoch, part.score_low, part.score_high, color=colour)
-    for i in settled:
-        for e, epoch in enumerate(RING_EPOCHS):
-            axes, (x, y) = panels[f"{i} {e}"], dataset.ring.values[i, e].T
-            axes.plot([*x, x[0]], [*y, y[0]], color=plots.HELD_OUT, linewidth=0.4)
-            axes.scatter(x, y, c=np.arange(T), cmap="twilight", s=8, zorder=3)
-            axes.set(xticks=[], yticks=[], title=f"epoch {epoch}")
-            axes.grid(False)
-        panels[f"{i} 0"].set_ylabel(str(dataset.setting.values[i]).replace(", ", "\n"), fontsize=6)
-    panels["loss"].set(xlabel=f"step ({T} an epoch)", ylabel="loss of task 0", ylim=(1e-4, 1e5))
-    fig.legend(loc="outside upper left", ncols=2)
-    panels["score"].set(xlabel="epoch", ylabel="recovery score", ylim=(0, 1.02))
-    panels["score"].set_xticks(dataset.epoch.values)
-    return fig
-
-
-def summary(dataset: xr.Dataset) -> dict[str, Any]:
-    """Scores by setting and epoch, which settings diverge, and the verdict."""
-    told, diverged = [], []
-    for (_, n, alpha), name in zip(SETTINGS, dataset.setting.values, strict=True):
-        part = dataset.sel(setting=name)
-        if part.diverged:
-            diverged.append(str(name))
-            told.append(f"{name}: diverges, for α|x|² is about {alpha * n / 3:.1f} and not below 2")
-            continue
-        first, last = part.score.isel(epoch=slice(5)), part.isel(epoch=-1)
-        interval = with_interval(*(float(last["score" + s]) for s in ("", "_low", "_high")))
-        scores = ", ".join(f"{float(s):.2f}" for s in first)
-        told.append(f"{name}: {scores} in epochs 1 to 5, {interval} in epoch {int(last.epoch)}")
-    text = f"Recovery score of task 0, mean of {dataset.attrs['unit']}. {'; '.join(told)}."
-    return {"estimates": estimates(dataset), "diverged": diverged, "verdict": text}
-
-
-ANALYSIS = Analysis(
-    name="toy_model",
-    question="Does a linear map and a vector, fitted in turn to tasks in a cycle, show recovery?",
-    null="No recovery: the loss of task 0 stays at its largest until the task comes back, a score "
-    "of 0. No ring: the points lie round their plane in no order, as with tasks shuffled.",
-    blind_spot="A model that recovers shows that recovery needs no more than this, not that "
-    "networks do it for this reason. Scores differ much between seeds (score_sd): one seed's curve "
-    "says little. The ring is of one seed, and two components of many.",
-    compute=compute,
-    plot=plot,
-    summary=summary,
-    stand_alone=True,
-)
+    mean = Estimate(
+        stats.mean_of_counted(score, axis=0),
+        *stats.t_interval(score),
+        sd=stats.sd_of_counted(score),
+        each=score,
+    )
+    estimate.put(dataset, "score", "epoch", mean)
+    estimate.put(dataset, "ring_order", "ring_epoch", Estimate(order, p=p))
+    return dataset

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from recovery_probe.analysis import (
-    Analysis,
-    common,
-    compared,
-    estimates,
-    labels,
-    module_groups,
-    with_test,
-)
+from annotated_types import Ge
 
-from recovery_probe import plots, stats
-from recovery_probe.errors import Missing
+from recovery_probe import stats
+from recovery_probe.analyze import estimate, plots, words
+from recovery_probe.analyze.analysis import Analysis
+from recovery_probe.analyze.estimate import Estimate
+from recovery_probe.analyze.groups import beside, common
+from recovery_probe.analyze.modules import module_groups
+from recovery_probe.analyze.needs import RUN, epochs, recorded
 from recovery_probe.record.run import Run
 from recovery_probe.seeds import generator
 from recovery_probe_analyses.weight_residuals import updates, vectors
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) -> xr.Dataset:
+TESTED = ("period_share", "cycle_share", "order", "turns", "tightening")
+DIMS = {
+    "component": ("group", "episodes_done", "axis"),
+    "variance_share": ("group", "axis"),
+    "loop": ("group", "episode", "axis"),
+    "loop_share": ("group", "axis"),
+}
+
+
+@dataclass(frozen=True)
+class WeightCyclicity(Analysis):
     """The trajectory after each episode, from recorded sketches: of all weights, of kinds of
     modules (the paper's figure 9 shows the unembedding) and of each block.
 
@@ -35,106 +43,125 @@ def compute(run: Run, *, controls: Sequence[Run] = (), permutations: int = 499) 
     episode, axis), loop_share (run, group, axis): the same of the loops below; document (run,
     episodes_done): trained on last. And numbers, all (run, group):
 
-    - of loops (`stats.epoch_loops`: each epoch without its straight drift): period_share, the share
-      of their variance at the cycle's period; cycle_share, at the period and all its harmonics,
-      that is, in the mean over epochs at each position of the cycle (1/E is expected of epochs
-      that have nothing in common); order, |circular correlation| between the angle in their
-      leading plane and the position in the cycle (Fisher and Lee 1983). Their `_p` is one-sided,
-      of turning each epoch about itself by a random amount, `permutations` times.
-    - of weight residuals (`stats.episode_residuals`), in their leading plane: turns per epoch, with
-      turns_p, two-sided, of turning each cycle either way; tightening, the slope by cycle of the
-      log of the mean radius, negative when the helix tightens, with tightening_p, two-sided, over
-      all orders of the cycles; radius (run, group, cycle).
-
-    Raises `Missing` without `weight_deltas` of every episode, or before three epochs are done.
+    - of loops (`stats.coherence`: each epoch without its straight drift): period_share, the share
+      of their variance at the cycle's period; cycle_share, at the period and all its harmonics;
+      order, |circular correlation| between the angle in their leading plane and the place in the
+      cycle. Their p is one-sided, of turning each epoch about itself by a random amount.
+    - of weight residuals (`stats.geometry`), in their leading plane: turns per epoch, with p,
+      two-sided, of turning each cycle either way; tightening, the slope by cycle of the log of the
+      mean radius, negative when the helix tightens, with p, two-sided, over all orders of the
+      cycles; radius (run, group, cycle).
     """
-    runs = [run, *controls]
-    done, told = common(runs)
-    dataset = xr.concat([_one(r, done, permutations) for r in runs], dim="run")
-    dataset = dataset.assign_coords(run=labels(runs))
-    for name in ("component", "variance_share", "loop", "loop_share", "document"):
-        dataset[name].attrs["of_seeds"] = "the first"
-    T, cycles = run.config.documents.count, dataset.sizes["cycle"]
-    dataset.attrs |= {
-        "T": T,
-        "unit": "one run",
-        "p": f"shares, order: {permutations} rotations, at least {1 / (1 + permutations):.2g}; "
-        f"turns: all directions of the cycles, at least {2.0 ** (1 - cycles):.2g}; tightening: all "
-        "orders of the cycles",
-        **told,
-    }
-    return dataset
 
+    # rotations that shares and order are held against
+    permutations: Annotated[int, Ge(1)] = 499
 
-def _one(run: Run, episodes: int, permutations: int) -> xr.Dataset:
-    T = run.config.documents.count
-    moved, epochs = updates(run, episodes)
-    if epochs < 3:
-        raise Missing(f"{run.path}: {epochs} epochs are done; this needs three")
-    groups = module_groups(moved.module, blocks=True)
-    parts: dict[str, list[Any]] = {}
-    for which in groups.values():
-        of_group = vectors(moved, which)
-        path = np.concatenate([np.zeros((1, of_group.shape[1])), of_group.cumsum(axis=0)])
-        axes, share = stats.components(path)
-        rng = generator(run.config.seed, "rotations")
-        numbers = stats.coherence(of_group, T, permutations, rng) | stats.geometry(of_group, T)
-        for name, value in {**numbers, "component": axes, "variance_share": share}.items():
-            parts.setdefault(name, []).append(value)
-    dims = {
-        "component": ("group", "episodes_done", "axis"),
-        "variance_share": ("group", "axis"),
-        "loop": ("group", "episode", "axis"),
-        "loop_share": ("group", "axis"),
-        "radius": ("group", "cycle"),
-    }
-    arrays = {name: (dims.get(name, ("group",)), np.stack(v)) for name, v in parts.items()}
-    return xr.Dataset(
-        {**arrays, "document": ("episodes_done", np.append(-1, run.schedule.values[: len(moved)]))},
-        coords={
-            "group": list(groups),
-            "episodes_done": np.arange(len(moved) + 1),
-            "episode": np.arange(len(moved)),
-            "axis": [1, 2, 3],
-            "cycle": np.arange(1, epochs),
-        },
+    name = "weight_cyclicity"
+    question = "Do the weights go round once an epoch, in the order of the documents?"
+    null = (
+        "Any drift, smooth or rough, whose epochs have nothing to do with one another: turning "
+        "each epoch about itself by a random amount gives as much variance at the cycle's period "
+        "and as good an order; cycles turn either way, with radii in any order."
     )
-
-
-@plots.styled
-def plot(dataset: xr.Dataset) -> Figure:
-    """Loops in their leading plane, a colour for each epoch, and the numbers by group."""
-    shown = [g for g in ("unembedding", "total") if g in dataset.group.values]
-    shown = shown if len(shown) == 2 else ["attention", "total"]
-    runs = list(range(min(2, dataset.sizes["run"])))
-    fig, panels = plots.mosaic(
-        [[f"{r} {g}" for g in shown] for r in runs] + [["share", "order"]], height=2.9
+    blind_spot = (
+        "The same updates in the same order make a closed loop, whether or not anything "
+        "recovers; the shuffled control shows what the documents alone do. Principal components of "
+        "any smooth trajectory look like smooth curves, and every loop closes since its drift is "
+        "taken out: the picture proves nothing. A radius that "
+        "falls may be smaller updates late in training. Sketches keep the geometry within the "
+        "error in provenance.json; a p-value is right for what is sketched, whatever that error."
     )
-    for r, group in ((r, g) for r in runs for g in shown):
-        part = dataset.isel(run=r).sel(group=group)
-        _loops(panels[f"{r} {group}"], part, dataset.attrs["T"])
-    epochs = dataset.sizes["episode"] // dataset.attrs["T"]
-    for e, colour in enumerate(plots.by_epoch(epochs)):
-        if e in (0, epochs // 2, epochs - 1):
-            panels[f"0 {shown[0]}"].plot([], [], color=colour, label=f"epoch {e + 1}")
-    fig.legend(
-        *panels[f"0 {shown[0]}"].get_legend_handles_labels(), loc="outside upper right", ncols=3
-    )
-    position = np.arange(dataset.sizes["group"])
-    for name, label in (
-        ("cycle_share", "share of variance in the cycle"),
-        ("order", "order: |circular correlation|"),
-    ):
-        axes = panels["share" if name == "cycle_share" else "order"]
-        for r, run in enumerate(dataset.run.values):
-            part = dataset.isel(run=r)
-            clear = part[name + "_p"].values < 0.05
-            axes.plot(part[name], position, "o", color=plots.colour(r), mfc="none", label=run)
-            axes.plot(part[name].values[clear], position[clear], "o", color=plots.colour(r))
-        axes.set(xlabel=label, xlim=(0, 1.02), yticks=position, yticklabels=dataset.group.values)
-        axes.invert_yaxis()
-    panels["share"].legend(title="filled: p < .05", title_fontsize=7)
-    return fig
+    needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(3))
+
+    def compute(self, *runs: Run) -> xr.Dataset:
+        done = common(runs)
+        dataset = beside(runs, lambda run: self._of_run(run, done), unit="one run")
+        dataset.attrs["p"] = (
+            f"shares, order: {self.permutations} rotations, at least "
+            f"{1 / (1 + self.permutations):.2g}; turns: all directions of the cycles, at least "
+            f"{2.0 ** (1 - dataset.sizes['cycle']):.2g}; tightening: all orders of the cycles"
+        )
+        return dataset
+
+    def _of_run(self, run: Run, episodes: int) -> xr.Dataset:
+        T = run.config.documents.count
+        moved = updates(run, episodes)
+        groups = module_groups(moved.module, blocks=True)
+        parts = [self._of_group(vectors(moved, which), run) for which in groups.values()]
+        numbers = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        first = {"of_seeds": "the first"}
+        document = np.append(-1, run.schedule.values[: len(moved)])
+        dataset = xr.Dataset(
+            {name: (dims, numbers[name], first) for name, dims in DIMS.items()}
+            | {
+                "radius": (("group", "cycle"), numbers["radius"]),
+                "document": ("episodes_done", document, first),
+            },
+            coords={
+                "group": list(groups),
+                "episodes_done": np.arange(len(moved) + 1),
+                "episode": np.arange(len(moved)),
+                "axis": [1, 2, 3],
+                "cycle": np.arange(1, len(moved) // T),
+            },
+        )
+        for name in TESTED:
+            estimate.put(dataset, name, "group", Estimate(numbers[name], p=numbers[f"{name}_p"]))
+        return dataset
+
+    def _of_group(self, moved: stats.Floats, run: Run) -> dict[str, Any]:
+        T, rng = run.config.documents.count, generator(run.config.seed, "rotations")
+        path = np.concatenate([np.zeros((1, moved.shape[1])), moved.cumsum(axis=0)])
+        component, share = stats.components(path)
+        coherence = stats.coherence(moved, T, self.permutations, rng)
+        loops = {"component": component, "variance_share": share}
+        return coherence | stats.geometry(moved, T) | loops
+
+    @plots.styled
+    def plot(self, dataset: xr.Dataset) -> Figure:
+        """Loops in their leading plane, a colour for each epoch, and the numbers by group."""
+        shown = ["unembedding" if "unembedding" in dataset.group else "attention", "total"]
+        runs = range(min(2, dataset.sizes["run"]))
+        loops = [[f"{r} {group}" for group in shown] for r in runs]
+        fig, panels = plots.mosaic([*loops, ["share", "order"]], height=2.9)
+        for r, group in ((r, group) for r in runs for group in shown):
+            part = dataset.isel(run=r).sel(group=group)
+            _loops(panels[f"{r} {group}"], part, dataset.attrs["T"])
+        epochs = dataset.sizes["episode"] // dataset.attrs["T"]
+        first = panels[loops[0][0]]
+        for e, colour in enumerate(plots.by_epoch(epochs)):
+            if e in (0, epochs // 2, epochs - 1):
+                first.plot([], [], color=colour, label=f"epoch {e + 1}")
+        fig.legend(*first.get_legend_handles_labels(), loc="outside upper right", ncols=3)
+        place = np.arange(dataset.sizes["group"])
+        for axes, name, label in (
+            (panels["share"], "cycle_share", "share of variance in the cycle"),
+            (panels["order"], "order", "order: |circular correlation|"),
+        ):
+            for run, part, colour in plots.by_run(dataset):
+                tested = estimate.get(part, name)
+                clear = tested.p < 0.05
+                axes.plot(tested.value, place, "o", color=colour, mfc="none", label=run)
+                axes.plot(tested.value[clear], place[clear], "o", color=colour)
+            axes.set(xlabel=label, xlim=(0, 1.02), yticks=place, yticklabels=dataset.group.values)
+            axes.invert_yaxis()
+        panels["share"].legend(title="filled: p < .05", title_fontsize=7)
+        return fig
+
+    def verdict(self, dataset: xr.Dataset) -> str:
+        loops = "the loops have no length: T = 2, or weights that did not move"
+        cycles = "it takes four epochs, and weights that move"
+
+        def clause(part: xr.Dataset) -> str:
+            share, order, turns, tightening = (estimate.get(part, name) for name in TESTED[1:])
+            return (
+                f"{share.with_test('.0%', loops)} of the variance in epochs repeats with the "
+                f"cycle, angle and position correlate by {order.with_test(undefined=loops)}, turns "
+                f"per epoch {turns.with_test(undefined=loops)} (the p-value is of one direction), "
+                f"the log radius changes an epoch by {tightening.with_test('+.2f', cycles)}"
+            )
+
+        return f"All weights. {'. '.join(words.by_run(dataset.sel(group='total'), clause))}."
 
 
 def _loops(axes: Axes, part: xr.Dataset, T: int) -> None:
@@ -142,8 +169,7 @@ def _loops(axes: Axes, part: xr.Dataset, T: int) -> None:
     trained on, named in epoch 1."""
     x, y = part.loop.values.T[:2]
     document = part.document.values[1:]
-    colours = plots.by_epoch(len(x) // T)
-    for e, colour in enumerate(colours):
+    for e, colour in enumerate(plots.by_epoch(len(x) // T)):
         these = slice(e * T, (e + 1) * T)
         axes.plot(x[these], y[these], "-", color=colour)
         i = e * T + T // 3
@@ -151,54 +177,12 @@ def _loops(axes: Axes, part: xr.Dataset, T: int) -> None:
             way = {"arrowstyle": "-|>", "color": colour, "mutation_scale": 9}
             axes.annotate("", (x[i + 1], y[i + 1]), (x[i], y[i]), arrowprops=way)
     for d in sorted({0, T // 4, T // 2, 3 * T // 4}):
-        at = np.flatnonzero(document == d)
-        axes.plot(x[at], y[at], ".", color="black", markersize=3)
-        axes.annotate(str(d), (x[at[0]], y[at[0]]), xytext=(3, 3), textcoords="offset points")
+        episodes = np.flatnonzero(document == d)
+        axes.plot(x[episodes], y[episodes], ".", color="black", markersize=3)
+        for i in episodes[:1]:
+            axes.annotate(str(d), (x[i], y[i]), xytext=(3, 3), textcoords="offset points")
     axes.set_title(
         f"{part.run.item()}, {part.group.item()}: epochs without their drift\n"
         f"plane holds {float(part.loop_share[:2].sum()):.0%} of their variance"
     )
     axes.set(xticklabels=[], yticklabels=[], aspect="equal", adjustable="datalim")
-
-
-def summary(dataset: xr.Dataset) -> dict[str, Any]:
-    """Every number by run and group, and the verdict."""
-    told = []
-    for r, name in enumerate(dataset.run.values):
-        part = {
-            k: float(dataset[k].isel(run=r).sel(group="total"))
-            for k in map(str, dataset.data_vars)
-            if dataset[k].dims == ("run", "group")
-        }
-
-        def tested(what: str, form: str, why: str, part: dict[str, float] = part) -> str:
-            return with_test(part[what], part[f"{what}_p"], form, why)
-
-        loops = "the loops have no length: T = 2, or weights that did not move"
-        told.append(
-            f"{name}: {tested('cycle_share', '.0%', loops)} of the variance in epochs repeats with "
-            f"the cycle, angle and position correlate by {tested('order', '.2f', loops)}, turns "
-            f"per epoch {tested('turns', '.2f', loops)} (the p-value is of one direction), the log "
-            "radius changes an epoch by "
-            f"{tested('tightening', '+.2f', 'it takes four epochs, and weights that move')}"
-        )
-    text = f"{compared(dataset)}All weights. {'. '.join(told)}."
-    return {"estimates": estimates(dataset), "verdict": text}
-
-
-ANALYSIS = Analysis(
-    name="weight_cyclicity",
-    question="Do the weights go round once an epoch, in the order of the documents?",
-    null="Any drift, smooth or rough, whose epochs have nothing to do with one another: turning "
-    "each epoch about itself by a random amount gives as much variance at the cycle's period and "
-    "as good an order; cycles turn either way, with radii in any order.",
-    blind_spot="The same updates in the same order make a closed loop, whether or not anything "
-    "recovers; the shuffled control shows what the documents alone do. Principal components of "
-    "any smooth trajectory look like smooth curves, and every loop closes since its drift is taken "
-    "out: the picture proves nothing. A radius that "
-    "falls may be smaller updates late in training. Sketches keep the geometry within the error "
-    "in provenance.json; a p-value is right for what is sketched, whatever that error.",
-    compute=compute,
-    plot=plot,
-    summary=summary,
-)

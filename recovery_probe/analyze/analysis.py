@@ -13,10 +13,11 @@ import xarray as xr
 from recovery_probe.analyze import estimate
 from recovery_probe.errors import Missing
 from recovery_probe.plugins import Plugin
-from recovery_probe.record.run import Run
 
 if TYPE_CHECKING:  # a second of start-up
     from matplotlib.figure import Figure
+
+    from recovery_probe.record.run import Run
 
 
 def RUN(analysis: Analysis, runs: Sequence[Run]) -> None:
@@ -74,4 +75,4 @@ class Analysis(Plugin, ABC):
 
 
 # Raises `Missing`, with the mend, where a run or one of its controls lacks something.
-Need: TypeAlias = Callable[[Analysis, Sequence[Run]], None]
+Need: TypeAlias = Callable[["Analysis", Sequence["Run"]], None]

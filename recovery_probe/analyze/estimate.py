@@ -9,7 +9,7 @@ it is.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Estimate:
     # its 95% interval
     low: Any = None
     high: Any = None
+    _: KW_ONLY
     # over several seeds: their standard deviation
     sd: Any = None
     # the p-value of its null
@@ -127,6 +128,7 @@ def get(dataset: xr.Dataset, name: str, **places: Any) -> Estimate:
     def values(variable: str) -> Any:
         array = dataset[variable]
         array = array.sel({d: place for d, place in places.items() if d in array.dims})
+        array = array.transpose("seed", ..., missing_dims="ignore")
         return array.values if array.ndim else array.item()
 
     parts = {part: values(variable) for part, variable in companions(dataset, name).items()}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from recovery_probe import config
 from recovery_probe.errors import InputError
-from recovery_probe.record.run import Run
+
+if TYPE_CHECKING:
+    from recovery_probe.record.run import Run
 
 # The part of the settings in which a run and its control may differ.
 FREE = "schedule"

@@ -125,7 +125,7 @@ def instance(analysis: str | type[Analysis] | Analysis) -> Analysis:
     `InputError` where it is none."""
     if isinstance(analysis, Analysis):
         return analysis
-    kind = plugins.find("analyses", analysis)
+    kind: type[Analysis] = plugins.find("analyses", analysis)
     lacking = [n for n in ("name", "question", "null", "blind_spot") if not hasattr(kind, n)]
     if lacking:
         raise InputError(f"{analysis!r}: its class says no {', no '.join(lacking)}")

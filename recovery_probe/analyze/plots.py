@@ -121,7 +121,12 @@ def points(
 ) -> None:
     """A line of estimates with a stroke for each interval; `form` and `line` as matplotlib's."""
     axes.vlines(x, estimate.low, estimate.high, color=color, linewidth=1)
-    axes.plot(x, estimate.value, form, color=color, **{"markersize": 4, **line})
+    axes.plot(x, estimate.value, form, color=color, **{"ms": 4, **line})
+
+
+def band(axes: Axes, x: Any, estimate: Estimate, **options: Any) -> None:
+    """The interval of a line of estimates, as an area."""
+    axes.fill_between(x, estimate.low, estimate.high, linewidth=0, **options)
 
 
 def zero(axes: Axes) -> None:

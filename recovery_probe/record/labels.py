@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -69,16 +68,3 @@ class Labels(xr.Index):
         return isinstance(other, Labels) and {n: v.tolist() for n, v in self.values.items()} == {
             n: v.tolist() for n, v in other.values.items()
         }
-
-
-def module_coords(
-    modules: Sequence[str],
-) -> dict[str, tuple[str | tuple[str, ...], Any]]:
-    """Coordinates of a `module` dimension: its name, its block (-1 for none) and its kind
-    (`attn.q` of `blocks.3.attn.q`)."""
-    split = [re.match(r"blocks\.(\d+)\.(.*)", m) for m in modules]
-    return {
-        "name": ("module", list(modules)),
-        "block": ("module", [int(s[1]) if s else -1 for s in split]),
-        "kind": ("module", [s[2] if s else m for s, m in zip(split, modules, strict=True)]),
-    }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,3 +109,16 @@ class Timeline:
             for name, (labels, text) in found.items()
             if name not in taken
         }
+
+
+def module_coords(
+    modules: Sequence[str],
+) -> dict[str, tuple[str | tuple[str, ...], Any]]:
+    """Coordinates of a `module` dimension: its name, its block (-1 for none) and its kind
+    (`attn.q` of `blocks.3.attn.q`)."""
+    split = [re.match(r"blocks\.(\d+)\.(.*)", m) for m in modules]
+    return {
+        "name": ("module", list(modules)),
+        "block": ("module", [int(s[1]) if s else -1 for s in split]),
+        "kind": ("module", [s[2] if s else m for s, m in zip(split, modules, strict=True)]),
+    }

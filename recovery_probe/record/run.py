@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from recovery_probe import config, plugins, stats
 from recovery_probe.errors import Damaged, InputError, Missing, NotRecorded
 from recovery_probe.record import labels, store
-from recovery_probe.record.folder import checkpoint_folder, checkpoints, is_run
+from recovery_probe.record.folder import as_path, checkpoint_folder, checkpoints, is_run
 from recovery_probe.record.layout import EPISODE, FORMAT, STEP, TRAINING, Timeline
 from recovery_probe.settings import Settings
 
@@ -357,7 +357,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
     Raises `InputError` when there is none at `path`.
     """
-    folder = store.as_path(path)
+    folder = as_path(path)
     if is_run(folder):
         return Run(folder)
     if not folder.is_dir():
@@ -376,7 +376,7 @@ def open_runs(path: str | os.PathLike[str]) -> list[Run]:
 
     Raises `InputError` where there is none, or more than one.
     """
-    folder = store.as_path(path)
+    folder = as_path(path)
     inside = [] if is_run(folder) or not folder.is_dir() else sorted(folder.iterdir())
     runs = [Run(f) for f in inside if is_run(f)]
     controls = {c.path.resolve() for run in runs for c in run.controls}

@@ -24,22 +24,6 @@ COMPRESSORS = (ZstdCodec(checksum=True),)  # a flipped bit is an error, not a nu
 KEEP_EMPTY: Any = {"write_empty_chunks": True}
 
 
-def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path as its user means it: `~` is the home, and a link is what it points to. Raises
-    `InputError` for a name that no file can have."""
-    text = os.fspath(path)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f"{text!a}: not a name that can be written as UTF-8") from None
-    if "\0" in text:
-        raise InputError(f"{text!r}: a name cannot hold a null character")
-    found = Path(text).expanduser()
-    if found.is_symlink() and not found.exists():
-        raise InputError(f"{found}: a link to {os.readlink(found)}, which is not there")
-    return found.resolve() if found.is_symlink() else found
-
-
 def write_zarr(dataset: xr.Dataset, path: Path, group: str | None = None) -> None:
     """A new Zarr store, or a new group in one. Strings get variable length, which Zarr 3
     specifies; fixed length it does not."""

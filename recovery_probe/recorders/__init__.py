@@ -49,7 +49,7 @@ class Layout:
     arrays: dict[str, Array] = field(default_factory=dict)
     # name -> dimension or dimensions, values
     coords: dict[str, tuple[str | tuple[str, ...], Any]] = field(default_factory=dict)
-    # Time dimension -> how often, as `Timeline.due` reads it; every step and every episode when not said.
+    # Time dimension -> how often, as `Timeline.due` reads it; always when not said.
     every: dict[str, str] = field(default_factory=dict)
     hooks: tuple[Hook, ...] = ()
     files: int = 0  # bytes written beside the record

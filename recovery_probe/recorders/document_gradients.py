@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recovery_probe.record.labels import module_coords
-from recovery_probe.record.layout import EPISODE, Array
+from recovery_probe.record.layout import EPISODE, Array, module_coords
 from recovery_probe.recorders import Episode, Layout, Recorder, Rows
 
 if TYPE_CHECKING:

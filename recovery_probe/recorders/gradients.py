@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from recovery_probe.record.labels import module_coords
-from recovery_probe.record.layout import STEP, Array
+from recovery_probe.record.layout import STEP, Array, module_coords
 from recovery_probe.recorders import Layout, Recorder, Rows, Step
 
 if TYPE_CHECKING:

@@ -36,12 +36,26 @@ def is_even(schedule: Schedule, documents: int) -> bool:
     return len(counts) == documents and bool((counts == counts[0]).all())
 
 
+def once_an_epoch(schedule: Schedule, documents: int) -> bool:
+    """Whether every epoch, as many episodes as documents, trains on each of them once."""
+    if len(schedule) % documents:
+        return False
+    epochs = rearrange(schedule, "(epoch place) -> epoch place", place=documents)
+    return bool((np.sort(epochs, axis=1) == np.arange(documents)).all())
+
+
 def is_periodic(schedule: Schedule, documents: int) -> bool:
     """Whether every epoch trains on each document once, in one order for all epochs."""
-    if not is_even(schedule, documents):
-        return False
-    epochs = rearrange(schedule, "(epoch document) -> epoch document", document=documents)
-    return np.unique(epochs[0]).size == documents and bool((epochs == epochs[0]).all())
+    return once_an_epoch(schedule, documents) and bool(
+        (schedule == np.resize(schedule[:documents], len(schedule))).all()
+    )
+
+
+def cycle(schedule: Schedule, documents: int) -> Ints:
+    """(T,): the documents in the order of their cycle; of a schedule that has none, in the order of
+    their numbers."""
+    periodic = is_periodic(schedule, documents)
+    return np.array(schedule[:documents] if periodic else np.arange(documents), dtype=np.int64)
 
 
 def visits(schedule: Schedule, documents: int) -> Ints:

@@ -19,9 +19,8 @@ from recovery_probe.interventions import Intervention, acting
 from recovery_probe.interventions.acting import Interventions
 from recovery_probe.interventions.edit import EditActivations
 from recovery_probe.machine import device_name, reproducible, threads, uninterrupted
-from recovery_probe.record.folder import is_run
+from recovery_probe.record.folder import as_path, is_run
 from recovery_probe.record.run import Run, open_run
-from recovery_probe.record.store import as_path
 from recovery_probe.record.writer import Writer, check_vacant
 from recovery_probe.recorders import Recorder
 from recovery_probe.recorders import recording as recorders

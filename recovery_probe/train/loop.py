@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from recovery_probe.interventions.acting import Interventions
 from recovery_probe.record.writer import Writer
@@ -55,24 +53,9 @@ def conclude(
     """What follows an episode, and comes before the first: evaluate, look whether the numbers mean
     anything, write, and count what is written."""
     done = training.done
-    training.rows[done] = evaluate(training, recording)
+    training.rows[done] = training.evaluate(recording.evaluated)
     check_finite(done - 1, train_loss, training.rows[done])
     recording.after_episode(done)
     recording.commit(writer)
     writer.commit(done, training.rows[done], train_loss)
     check_below_untrained(done - 1, training.rows[: done + 1], training.timeline.documents)
-
-
-@torch.no_grad()
-def evaluate(training: Training, recording: Recording) -> NDArray[np.float64]:
-    """(T + H,): the loss of every document, in eval mode, `eval_batch` documents at a time."""
-    model, size, count = training.model, training.settings.eval_batch, len(training.documents)
-    model.train(False)
-    losses = []
-    for start in range(0, count, size):
-        batch = training.batch(slice(start, start + size))
-        with training.passes(range(start, min(start + size, count))):
-            token_losses = model.token_losses(batch)
-        recording.evaluated(start, token_losses, batch["mask"])
-        losses.append(model.mean_losses(token_losses, batch))
-    return torch.cat(losses).cpu().numpy().astype(np.float64)
