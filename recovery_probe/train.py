@@ -290,7 +290,7 @@ def batch(docs: Documents, device: torch.device) -> tuple[Tensor, Tensor]:
 def token_losses(model: Model, tokens: Tensor, targets: Tensor) -> Tensor:
     """(batch, C): cross-entropy of the token that follows each position, nats; 0 where there is
     none."""
-    logits = model.bridge(tokens, use_cache=False)  # (batch, C, vocabulary)
+    logits = model.logits({"tokens": tokens})  # (batch, C, vocabulary)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"

@@ -19,26 +19,6 @@ from recovery_probe.models import text
 from recovery_probe.models.text import Inputs
 
 
-def skip_idle_statistics(module: Any) -> None:
-    """Let a norm of the bridge go straight to Hugging Face's own while nobody hooks its scale or
-    its normalized input. TransformerLens 4.3 works both out at every pass, for nobody: half of
-    what the bridge costs a small model. The output is the same tensor; a version that has no such
-    method is left alone.
-    """
-    full = getattr(module, "_hf_autograd_forward_with_hooks", None)
-    if full is None:
-        return
-    points = (module.hook_scale, module.hook_normalized)
-
-    def forward(x: Tensor) -> Tensor:
-        norm = module.original_component
-        if norm is None or any(p.fwd_hooks or p.bwd_hooks for p in points):
-            return full(x)
-        return norm(x).to(x.dtype)
-
-    module._hf_autograd_forward_with_hooks = forward
-
-
 def live_parameters(bridge: Any, inputs: Inputs) -> dict[str, Parameter]:
     """TransformerLens name -> parameter, for those the loss depends on, each counted once.
 
