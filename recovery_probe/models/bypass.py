@@ -76,6 +76,7 @@ def _places(network: nn.Module) -> Iterator[Place]:
     linear = (parts.LinearBridge.forward, Conv1DBridge.forward)
     plain = {
         *linear,
+        parts.AttentionBridge.forward,
         parts.BlockBridge.forward,
         parts.EmbeddingBridge.forward,
         parts.GatedMLPBridge.forward,
@@ -84,20 +85,23 @@ def _places(network: nn.Module) -> Iterator[Place]:
         parts.RotaryEmbeddingBridge.forward,
         parts.UnembeddingBridge.forward,
     }
+
+    def hands_on(wrapper: Any) -> bool:
+        if isinstance(wrapper, parts.NormalizationBridge):
+            return wrapper.use_native_layernorm_autograd and type(wrapper).forward in plain
+        return getattr(wrapper.forward, "__func__", None) in plain
+
     for parent in network.modules():
-        attention = isinstance(parent, parts.AttentionBridge)
-        if isinstance(parent, GeneralizedComponent) and not attention:
-            continue  # its children are called by what it wraps
+        computes = isinstance(parent, parts.AttentionBridge) and not hands_on(parent)
+        if isinstance(parent, GeneralizedComponent) and not computes:
+            continue  # what it wraps calls its children
         for name, child in parent.named_children():
             wrapped = getattr(child, "original_component", None)
             if not isinstance(child, GeneralizedComponent) or wrapped is None:
                 continue
-            computes = isinstance(child, parts.NormalizationBridge) and (
-                not child.use_native_layernorm_autograd
-            )
-            if attention and type(child).forward in linear:
+            if computes and type(child).forward in linear:
                 yield Place(parent._modules, name, child, Direct(child, wrapped), _hooks(child))
-            elif not attention and type(child).forward in plain and not computes:
+            elif not computes and hands_on(child):
                 yield Place(parent._modules, name, child, wrapped, _hooks(child))
 
 

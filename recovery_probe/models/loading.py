@@ -14,7 +14,7 @@ from torch import Tensor
 from recovery_probe.config import Model as ModelSettings
 from recovery_probe.config import Settings, torch_seed
 from recovery_probe.errors import InputError
-from recovery_probe.models import bridge, init, sources, text
+from recovery_probe.models import attention, bridge, init, sources, text
 from recovery_probe.models.bypass import Bypass
 from recovery_probe.models.devices import lent_generators, pick_device
 from recovery_probe.models.model import Model
@@ -68,6 +68,9 @@ def _bridge(hf_model: Any, tokenizer: Any, settings: Settings) -> Model:
             # Not boot_transformers: that one looks the tokenizer up on the hub.
             lens = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
             lens.tokenizer = tokenizer
+            if wanted.attention != "eager":
+                hf_model.set_attn_implementation(wanted.attention)  # TransformerLens takes eager
+                attention.leave_to_hugging_face(lens)
             modules = {id(m): m for top in (lens, hf_model) for m in top.modules()}
             lens.train(False)
             live = bridge.live_parameters(lens, probe)
@@ -123,8 +126,8 @@ def _check_saved(model: Model, wanted: ModelSettings) -> None:
     one of the Hugging Face tensors, a part of one in the same memory (Phi-3's gate), or rejoined.
     """
     saved = {t.untyped_storage().data_ptr() for t in model._hf_tensors.values()}
-    for attention in bridge.joint_attentions(model.bridge):
-        for part in bridge.split_parts(attention):
+    for joint in bridge.joint_attentions(model.bridge):
+        for part in bridge.split_parts(joint):
             saved |= {p.untyped_storage().data_ptr() for p in part.parameters()}
     memory = {name: p.untyped_storage().data_ptr() for name, p in model.parameters.items()}
     if lost := [name for name, place in memory.items() if place not in saved]:
