@@ -132,7 +132,9 @@ def test_curve_reading_of_a_shuffled_run_is_refused_in_words(pair: rp.Run) -> No
     assert np.isfinite(numbers.score.sel(reading="per_document")).any()
     found = Recovery().summary(numbers)
     assert "no common period" in found["left_out"]["shuffled"]["curve"]
-    assert [r["value"] for r in found["estimates"]["score"] if r["reading"] == "curve"] == [None] * 2
+    assert [r["value"] for r in found["estimates"]["score"] if r["reading"] == "curve"] == [
+        None
+    ] * 2
 
 
 def test_left_out_documents_are_counted_with_their_reason(
@@ -198,7 +200,9 @@ def test_unfinished_run(forgetful: rp.Run, tmp_path: Path) -> None:
     # 7 episodes done: documents 0, 1 and 2 stand right before, or after, their second.
     left_out = found["left_out"]["cyclic"]["per_document"]
     assert [sum(reasons.values()) for reasons in left_out] == [2, 5]
-    assert [r["value"] for r in found["estimates"]["score"] if r["reading"] == "curve"] == [None] * 2
+    assert [r["value"] for r in found["estimates"]["score"] if r["reading"] == "curve"] == [
+        None
+    ] * 2
     assert "not reached" in next(iter(left_out[1]))
 
 
