@@ -53,7 +53,7 @@ class GradientSimilarity(Analysis):
     # the block whose attention is a group of its own; the middle one when not given
     block: int | None = None
     # after how many episodes; all times that there are when not given
-    episodes: tuple[int, ...] | None = None
+    episodes: tuple[int, ...] = ()
     # each module is a group too
     modules: bool = False
     # run the model again where gradients were not recorded, which takes torch and time
@@ -96,7 +96,7 @@ class GradientSimilarity(Analysis):
         ]
         done = common(runs)
         known = sorted(t for t in set.intersection(*map(set, of_runs)) if t <= done)
-        for time in self.episodes or ():
+        for time in self.episodes:
             if time not in known:
                 raise InputError(
                     f"{runs[0].path}: no gradients after {time} episodes; there are some after "
@@ -104,7 +104,7 @@ class GradientSimilarity(Analysis):
                 )
         if not known:
             raise Missing(f"{runs[0].path}: no time at which the controls have gradients too")
-        return known if self.episodes is None else list(self.episodes)
+        return list(self.episodes) or known
 
     def _of_run(self, run: Run, times: Sequence[int], order: stats.Ints) -> xr.Dataset:
         parts = []

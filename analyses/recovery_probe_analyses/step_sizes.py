@@ -159,10 +159,10 @@ def _paths(run: Run, total: int, groups: Iterable[NDArray[np.bool_]]) -> stats.F
     where norms of several steps' updates at once were recorded."""
     norm, M = run.recorder("weight_deltas").norm.load(), run.config.steps
     norm = norm.sel(step=norm.step < total * M)
-    steps = [np.linalg.norm(norm.values[:, which], axis=1) for which in groups]
+    steps = [np.linalg.norm(norm.values[:, which], axis=1).astype(float) for which in groups]
     if len(norm) < total * M:
         return np.full((len(steps), total), np.nan)
-    return np.stack([reduce(s.astype(float), "(episode step) -> episode", "sum", step=M) for s in steps])
+    return np.stack([reduce(s, "(episode step) -> episode", "sum", step=M) for s in steps])
 
 
 def _changes(final: stats.Floats) -> stats.Floats:
