@@ -56,7 +56,7 @@ def test_what_is_missing_is_named(pair: rp.Run, tmp_path: Path) -> None:
     def again(run: rp.Run, **settings: object) -> object:
         return PairwiseRecovery(from_checkpoint=True, **settings)(run)  # type: ignore[arg-type]
 
-    with pytest.raises(Missing, match="runs the model again.*pass --from-checkpoint"):
+    with pytest.raises(Missing, match=r"runs the model again.*pass --from-checkpoint"):
         PairwiseRecovery()(pair)
     with pytest.raises(Missing, match="no checkpoint after 7 episodes"):
         again(pair, episodes=(7,))

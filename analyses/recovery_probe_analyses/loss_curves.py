@@ -9,19 +9,16 @@ import numpy as np
 import xarray as xr
 from annotated_types import Ge
 
-from recovery_probe import stats
-from recovery_probe.analyze import estimate, plots
-from recovery_probe.analyze.analysis import Analysis
+from recovery_probe import Analysis, InputError, stats
+from recovery_probe.analyze import estimate, groups, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.groups import beside
-from recovery_probe.analyze.words import number
 from recovery_probe.config import generator
-from recovery_probe.errors import InputError
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class LossCurves(Analysis):
         focal = T // 2 if self.focal is None else self.focal
         if not 0 <= focal < T:
             raise InputError(f"focal = {focal}: the documents trained on are 0 to {T - 1}")
-        dataset = beside(
+        dataset = groups.beside(
             runs,
             lambda run: _of_run(run, focal),
             focal=focal,
@@ -101,7 +98,10 @@ class LossCurves(Analysis):
             "focal_name": dataset.attrs["focal_name"],
             "runs": {
                 str(name): {
-                    kind: {"untrained": number(values[0]), "last": number(_last(values))}
+                    kind: {
+                        "untrained": words.number(values[0]),
+                        "last": words.number(_last(values)),
+                    }
                     for kind in ("focal", "trained", "held_out")
                     for values in [dataset[kind].sel(run=name).values]
                 }

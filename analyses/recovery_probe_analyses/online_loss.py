@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from recovery_probe import stats
-from recovery_probe.analyze import estimate, plots
-from recovery_probe.analyze.analysis import Analysis
-from recovery_probe.analyze.groups import beside, common
+from recovery_probe import Analysis, stats
+from recovery_probe.analyze import estimate, groups, plots
 from recovery_probe.analyze.needs import RUN, evenly
 from recovery_probe.config import generator
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 NATS = "nats per token"
 
@@ -47,14 +46,14 @@ class OnlineLoss(Analysis):
 
     def compute(self, *runs: Run) -> xr.Dataset:
         T, seed = runs[0].config.documents.count, runs[0].config.seed
-        last = common(runs) // T
+        last = groups.common(runs) // T
 
         def of_run(run: Run) -> xr.Dataset:
             losses, steps = run.train_loss.values, run.config.steps
             online = stats.online_loss(losses, steps, run.schedule.values)
             return xr.Dataset({"online": (("epoch", "document"), online, {"units": NATS})})
 
-        dataset = beside(
+        dataset = groups.beside(
             runs,
             of_run,
             unit="documents",

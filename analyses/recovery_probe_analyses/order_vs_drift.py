@@ -9,18 +9,16 @@ import numpy as np
 import xarray as xr
 from einops import rearrange
 
-from recovery_probe import stats
-from recovery_probe.analyze import estimate, plots
-from recovery_probe.analyze.analysis import Analysis
+from recovery_probe import Analysis, Missing, stats
+from recovery_probe.analyze import estimate, groups, plots
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.groups import compared, labels
 from recovery_probe.analyze.needs import RUN, evenly
 from recovery_probe.config import generator
-from recovery_probe.errors import Missing
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 HELD_OUT = "held-out"
 NATS = {"units": "nats"}
@@ -61,7 +59,7 @@ class OrderVsDrift(Analysis):
 
     def compute(self, *runs: Run) -> xr.Dataset:
         run, *controls = runs
-        T, names = run.config.documents.count, labels(runs)
+        T, names = run.config.documents.count, groups.labels(runs)
         held_losses = run.losses.values[:, T:]
         if not held_losses.size and not controls:
             raise Missing(
@@ -99,7 +97,7 @@ class OrderVsDrift(Analysis):
             attrs={
                 "unit": "documents",
                 "interval": "95% percentile bootstrap over documents, and over held-out ones",
-                **compared(runs),
+                **groups.compared(runs),
             },
         )
         effects = np.stack(

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from recovery_probe import config, stats
-from recovery_probe.analyze import estimate, plots
-from recovery_probe.analyze.analysis import Analysis
+from recovery_probe import Analysis, Missing, config, stats
+from recovery_probe.analyze import estimate, groups, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.groups import beside, shared_checkpoints
 from recovery_probe.analyze.needs import RUN, checkpoints
-from recovery_probe.analyze.words import by_run
 from recovery_probe.config import generator
-from recovery_probe.errors import Missing
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 NATS = {"units": "nats"}
 
@@ -63,7 +60,7 @@ class PairwiseRecovery(Analysis):
     needs = (RUN, checkpoints())
 
     def compute(self, *runs: Run) -> xr.Dataset:
-        known = shared_checkpoints(runs)
+        known = groups.shared_checkpoints(runs)
         times = list(self.episodes) or known[-1:]
         for time in times:
             if time not in known:
@@ -75,7 +72,7 @@ class PairwiseRecovery(Analysis):
         def of_run(run: Run) -> xr.Dataset:
             return xr.concat([_numbers(drops(run, time), run) for time in times], "episodes_done")
 
-        return beside(
+        return groups.beside(
             runs,
             of_run,
             unit="documents",
@@ -121,7 +118,7 @@ class PairwiseRecovery(Analysis):
 
     def verdict(self, dataset: xr.Dataset) -> str:
         last = dataset.isel(episodes_done=-1)
-        clauses = by_run(last, _clause)
+        clauses = words.by_run(last, _clause)
         return f"After {last.episodes_done.item()} episodes. {'. '.join(clauses)}."
 
 

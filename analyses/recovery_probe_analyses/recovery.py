@@ -9,16 +9,15 @@ import numpy as np
 import xarray as xr
 from annotated_types import Ge
 
-from recovery_probe import stats
-from recovery_probe.analyze import estimate, plots
-from recovery_probe.analyze.analysis import Analysis
+from recovery_probe import Analysis, stats
+from recovery_probe.analyze import estimate, groups, plots
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.groups import beside
 from recovery_probe.config import generator
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 READINGS = ("curve", "per_document")
 UNITS = "share of forgotten loss"
@@ -58,7 +57,7 @@ class Recovery(Analysis):
     )
 
     def compute(self, *runs: Run) -> xr.Dataset:
-        dataset = beside(
+        dataset = groups.beside(
             runs,
             self._of_run,
             min_forgetting=self.min_forgetting,

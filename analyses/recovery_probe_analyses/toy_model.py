@@ -9,14 +9,14 @@ import numpy as np
 import xarray as xr
 from annotated_types import Ge
 
-from recovery_probe import stats
+from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 T = 25
 RING_EPOCHS = (0, 1, 2, 4, 10)

@@ -12,10 +12,11 @@ import xarray as xr
 
 from recovery_probe.analyze import estimate
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:  # a second of start-up
     from matplotlib.figure import Figure
+
+    from recovery_probe.run import Run
 
 
 def RUN(analysis: Analysis, runs: Sequence[Run]) -> None:
@@ -73,4 +74,4 @@ class Analysis(ABC):
 
 
 # Raises `Missing`, with the mend, where a run or one of its controls lacks something.
-Need: TypeAlias = Callable[[Analysis, Sequence[Run]], None]
+Need: TypeAlias = Callable[["Analysis", Sequence["Run"]], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -11,7 +11,9 @@ import xarray as xr
 from recovery_probe import config
 from recovery_probe.config import EXECUTION
 from recovery_probe.errors import InputError
-from recovery_probe.run import Run
+
+if TYPE_CHECKING:
+    from recovery_probe.run import Run
 
 # Settings in which a run and its control may differ.
 FREE = ("schedule.kind", "schedule.keep_first", "control", *EXECUTION)

@@ -4,6 +4,7 @@ says the mend."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from recovery_probe import stats
 from recovery_probe.analyze.analysis import RUN, Analysis, Need
 from recovery_probe.analyze.groups import common, shared_checkpoints
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
+
+if TYPE_CHECKING:
+    from recovery_probe.run import Run
 
 __all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "recorded"]
 

@@ -15,11 +15,12 @@ from recovery_probe import stats
 from recovery_probe.analyze import plots
 from recovery_probe.analyze.groups import labels
 from recovery_probe.errors import Missing
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from recovery_probe.run import Run
 
 TITLE = "Mean loss of documents while they wait for their next turn"
 LABELLED = 6  # epochs named in the legend, at most
