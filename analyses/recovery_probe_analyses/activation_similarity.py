@@ -12,18 +12,17 @@ from annotated_types import Ge
 from einops import rearrange, reduce
 from numpy.typing import NDArray
 
-from recovery_probe import stats
+from recovery_probe import Analysis, InputError, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.needs import RUN, epochs, recorded
 from recovery_probe.config import generator
-from recovery_probe.errors import InputError, Missing
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 
 def once_an_epoch(_: Analysis, runs: Sequence[Run]) -> None:

@@ -10,19 +10,18 @@ import numpy as np
 import xarray as xr
 from annotated_types import Ge
 
-from recovery_probe import stats
+from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.needs import RUN, recorded
 from recovery_probe.config import generator
-from recovery_probe.errors import Missing
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 STRETCHES = 32  # of positions, at most
 SHOWN = 12  # words in the figure
