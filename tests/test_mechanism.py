@@ -283,13 +283,28 @@ def test_cka_by_the_formula_of_unbiased_hsic() -> None:
 
     x = rng.normal(size=(2, n, 20))
     grams = x @ x.transpose(0, 2, 1)
-    found = stats.debiased_cka(stats.u_centred(grams))
+    found = stats.debiased_cka(stats.u_centred(grams[:, None]))[:, 0, :, 0]
     expected = hsic(*grams) / np.sqrt(hsic(grams[0], grams[0]) * hsic(grams[1], grams[1]))
     assert found[0, 1] == pytest.approx(expected)
     many = rng.normal(size=(200, n, 20))
     grams = many @ many.transpose(0, 2, 1)
-    cka = stats.debiased_cka(stats.u_centred(grams))
+    cka = stats.debiased_cka(stats.u_centred(grams[None]))[0, :, 0]
     assert abs(cka[np.triu_indices(200, 1)].mean()) < 0.01, "0 for what has nothing in common"
+
+
+def test_cka_to_the_first_epoch_has_its_null() -> None:
+    rng = np.random.default_rng(0)
+    kept, new = rng.normal(size=(8, 20)), rng.normal(size=(3, 8, 20))
+    x = np.stack([kept + 0.1 * new, new], axis=1)  # (epoch, layer, document, width)
+    grams = stats.u_centred(x @ np.swapaxes(x, -1, -2))
+    value, p = stats.cka_to_first(grams, rng, 199)
+    cka = stats.debiased_cka(grams)
+    for epoch, layer in itertools.product((1, 2), (0, 1)):
+        assert value[epoch, layer] == pytest.approx(cka[epoch, layer, 0, layer])
+    assert np.isnan(value[0]).all()
+    assert np.isnan(p[0]).all()
+    assert (p[1:, 0] == 1 / 200).all(), "a geometry that stays"
+    assert (p[1:, 1] > 0.02).all(), "none"
 
 
 def test_a_staircase_is_told_from_a_slope() -> None:

@@ -12,20 +12,19 @@ import xarray as xr
 from einops import rearrange
 from numpy.typing import NDArray
 
-from recovery_probe import stats
+from recovery_probe import Analysis, InputError, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate, of_mean
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, checkpoints
 from recovery_probe.config import generator
-from recovery_probe.errors import InputError, Missing
 from recovery_probe.labels import Labels
-from recovery_probe.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 RECORDER = "document_gradients"
 

@@ -11,19 +11,19 @@ import xarray as xr
 from einops import rearrange, reduce
 from numpy.typing import NDArray
 
-from recovery_probe import stats
+from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, recorded
-from recovery_probe.run import Run
 from recovery_probe_analyses.activation_similarity import focal_document, real
 from recovery_probe_analyses.weight_residuals import flat, updates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 ACTIVATION = "activation"
 
