@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 from conftest import tiny
-from recovery_probe.analysis import across, module_groups
 from recovery_probe_analyses import gradient_similarity, pairwise_recovery
 from recovery_probe_analyses.gradient_similarity import GradientSimilarity
 from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery

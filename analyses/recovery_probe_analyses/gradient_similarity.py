@@ -18,8 +18,9 @@ from recovery_probe.analyze.estimate import Estimate, of_mean
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, checkpoints
-from recovery_probe.config import generator
-from recovery_probe.labels import Labels
+from recovery_probe.record.labels import Labels
+from recovery_probe.record.layout import module_coords
+from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

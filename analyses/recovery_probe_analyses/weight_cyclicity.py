@@ -15,7 +15,7 @@ from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, recorded
-from recovery_probe.config import generator
+from recovery_probe.seeds import generator
 from recovery_probe_analyses.weight_residuals import updates, vectors
 
 if TYPE_CHECKING:

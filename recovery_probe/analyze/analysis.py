@@ -38,7 +38,6 @@ class Analysis(Plugin, ABC):
     """
 
     # Texts may be wrapped anywhere.
-    name: ClassVar[str]
     question: ClassVar[str]
     null: ClassVar[str]  # what it would show if there were no effect
     blind_spot: ClassVar[str]  # what it cannot tell apart

@@ -150,7 +150,9 @@ class Project(Intervention):
                     f"{', '.join(map(str, shape))}), k directions"
                 )
             if not tensor.is_floating_point() or not tensor.isfinite().all():
-                raise InputError(f"{self._where}: {name} holds values that are no finite real numbers")
+                raise InputError(
+                    f"{self._where}: {name} holds values that are no finite real numbers"
+                )
         counts = {name: len(tensor) for name, tensor in self.tensors.items()}
         if len({*counts.values()}) > 1:
             pairs = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -169,9 +171,7 @@ class Project(Intervention):
         # The diagonal: what part of a direction is outside of those before it.
         for i, part in enumerate(F.pad(mixing.diagonal().abs(), (0, len(flat) - len(mixing)))):
             if not part > DEPENDENT:
-                raise InputError(
-                    f"{self._where}: direction {i} is 0, or made of those before it"
-                )
+                raise InputError(f"{self._where}: direction {i} is 0, or made of those before it")
         parts = unpack(rearrange(basis, "value direction -> direction value"), sizes, "direction *")
         return {
             name: rearrange(part, "direction ... -> direction (...)").to(
