@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import pydantic
 
@@ -143,6 +144,18 @@ def explained(error: Any, where: str = "") -> str:
     parts = [str(part) for part in error["loc"]]
     name = ".".join([where, *parts[:1]] if where else parts)
     return f"{name} = {error['input']!r}: {error['msg'].replace('Input s', 's')}"
+
+
+def hints(kind: type) -> dict[str, Any]:
+    """Field -> its type, of those that are settings alone: others may be of types that are only
+    there for type checkers."""
+    found: dict[str, Any] = {}
+    for f in own_fields(kind):
+        home = next(c for c in kind.__mro__ if f.name in inspect.get_annotations(c))
+        namespace = vars(sys.modules[home.__module__])
+        own = SimpleNamespace(__annotations__={f.name: f.type})
+        found |= get_type_hints(own, namespace, include_extras=True)
+    return found
 
 
 def comments(kind: type) -> dict[str, str]:

@@ -316,9 +316,9 @@ def test_an_edited_run_is_told_from_one_that_is_not(tmp_path: Path) -> None:
     assert "edit, hooks ['half@blocks.0.hook_mlp_out'], during both" in repr(edited)
     with pytest.raises(rp.InputError, match=r"differ in interventions \(\['edit'\], \[\]"):
         analyze(edited, [plain])
-    for analysis in (GradientSimilarity(from_checkpoint=True), PairwiseRecovery((), True)):
+    for analysis in (GradientSimilarity, PairwiseRecovery):
         with pytest.raises(rp.Missing, match="is another network"):
-            analysis(edited)
+            analysis(from_checkpoint=True)(edited)
 
 
 def test_copies_that_were_left_out_are_said(
