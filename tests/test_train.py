@@ -311,7 +311,10 @@ def test_an_episode_costs_the_same_at_the_end_as_at_the_start(
     """Counted, not timed, by the epoch: calls of functions, numbers of losses that are computed
     with, and rows that progress and the guard are shown."""
     T, epochs = 4, 30
-    parts: dict[str, Any] = {"documents": {"count": T, "held_out": 1}, "model": {"depth": 1, "width": 16}}
+    parts: dict[str, Any] = {
+        "documents": {"count": T, "held_out": 1},
+        "model": {"depth": 1, "width": 16},
+    }
     parts |= {"optimizer": {"lr": 1e-3}, "recorders": ["token_losses", "gradients"]}
     settings = tiny(**parts, epochs=epochs, steps=1)
     calls, numbers, rows = ([0] * epochs for _ in range(3))
@@ -348,7 +351,7 @@ def test_an_episode_costs_the_same_at_the_end_as_at_the_start(
         sys.setprofile(None)
     early, late = slice(6, 14), slice(-10, -2)
     assert min(calls[early]) > 1000
-    assert np.median(calls[late]) < 1.02 * np.median(calls[early])
+    assert np.median(calls[late]) < 1.03 * np.median(calls[early])
     assert numbers[10] > 0
     assert numbers[late] == numbers[early]
     assert rows[late] == rows[early]
