@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from recovery_probe.training import Training
 
+NOTEBOOK = "notebook:"  # begins a setting that stands for an object, which cannot be brought back
+
 
 @dataclass(frozen=True)
 class Edit:

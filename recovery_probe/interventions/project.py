@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from recovery_probe.errors import HookError, InputError
-from recovery_probe.interventions import Edit, Intervention, Step
+from recovery_probe.interventions import NOTEBOOK, Edit, Intervention, Step
 from recovery_probe.spelling import nearest
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Project(Intervention):
         for name, tensor in tensors.items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.double().numpy().tobytes())
-        made = cls(directions=f"notebook:{digest.hexdigest()}", **settings)
+        made = cls(directions=f"{NOTEBOOK}{digest.hexdigest()}", **settings)
         made.tensors = tensors
         return made
 
@@ -123,7 +123,7 @@ class Project(Intervention):
 
         if not self.directions:
             raise InputError("project.directions: no file given")
-        if self.directions.startswith("notebook:"):
+        if self.directions.startswith(NOTEBOOK):
             raise InputError(
                 f"{self._where}: directions of a notebook; pass them to fit again, or name a file "
                 "(safetensors.torch.save_file)"
@@ -150,7 +150,9 @@ class Project(Intervention):
                     f"{', '.join(map(str, shape))}), k directions"
                 )
             if not tensor.is_floating_point() or not tensor.isfinite().all():
-                raise InputError(f"{self._where}: {name} holds values that are no finite real numbers")
+                raise InputError(
+                    f"{self._where}: {name} holds values that are no finite real numbers"
+                )
         counts = {name: len(tensor) for name, tensor in self.tensors.items()}
         if len({*counts.values()}) > 1:
             pairs = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -169,9 +171,7 @@ class Project(Intervention):
         # The diagonal: what part of a direction is outside of those before it.
         for i, part in enumerate(F.pad(mixing.diagonal().abs(), (0, len(flat) - len(mixing)))):
             if not part > DEPENDENT:
-                raise InputError(
-                    f"{self._where}: direction {i} is 0, or made of those before it"
-                )
+                raise InputError(f"{self._where}: direction {i} is 0, or made of those before it")
         parts = unpack(rearrange(basis, "value direction -> direction value"), sizes, "direction *")
         return {
             name: rearrange(part, "direction ... -> direction (...)").to(
