@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,8 @@ def toy_run(control: bool = False) -> Run:
 
 
 def check_recorder(recorder: Any, **changes: Any) -> xr.Dataset:
-    """Train a toy run with a recorder and without any, and raise `AssertionError` unless it
+    """Train a toy run with a recorder (a class, or one with its settings) and without any, and
+    raise `AssertionError` unless it
 
     - wrote exactly what its layout announced, a row at every time that is due, none missing;
     - gave every array a description and units;
@@ -58,34 +61,32 @@ def check_recorder(recorder: Any, **changes: Any) -> xr.Dataset:
     folder = _temporary()
     settings = toy_settings(recorders=[], **changes)
     plain = fit(settings, folder / "plain")
-    seen: list[Any] = []
-    layouts: list[Any] = []
+    starts: list[tuple[Any, Any]] = []
 
-    class Watched(recorder):  # type: ignore[misc]
-        def start(self, training: Any) -> Any:
-            layouts.append(super().start(training))
-            seen.append(training.model)
-            return layouts[-1]
+    def start(layout: Any, training: Any) -> Any:
+        starts.append((layout, training))
+        return layout
 
-    run = fit(settings, folder / "watched", hooks=[Watched])
-    assert np.array_equal(plain.losses, run.losses), f"{recorder.__name__} changed training"
-    left = [n for n, p in seen[0].bridge.hook_dict.items() if p.fwd_hooks or p.bwd_hooks]
-    assert not left, f"{recorder.__name__} left hooks at {left[:3]}"
-    (layout,) = layouts
+    run = fit(settings, folder / "watched", hooks=[_started(recorder, start)])
+    assert np.array_equal(plain.losses, run.losses), f"{recorder.name} changed training"
+    ((layout, training),) = starts
+    points = training.model.bridge.hook_dict
+    left = [n for n, p in points.items() if p.fwd_hooks or p.bwd_hooks]
+    assert not left, f"{recorder.name} left hooks at {left[:3]}"
     if not layout.arrays:
         return xr.Dataset()
     dataset = open_run(run.path).recorder(recorder.name)
     assert set(dataset.data_vars) == set(layout.arrays), "arrays are not those announced"
     for name, array in layout.arrays.items():
-        found = dataset[name]
-        assert found.dims == (array.time, *array.dims), f"{name}: dimensions {found.dims}"
-        assert found.shape[1:] == array.shape, f"{name}: shape {found.shape}"
-        assert found.dtype == array.dtype, f"{name}: dtype {found.dtype}"
-        assert found.attrs.get("description"), f"{name}: no description"
-        assert found.attrs.get("units"), f"{name}: no units"
-        if np.issubdtype(found.dtype, np.floating):
-            given = np.isfinite(found.values.reshape(len(found), -1)).any(axis=1)
-            assert given.all(), f"{name}: no value at {found[array.time].values[~given][:3]}"
+        written = dataset[name]
+        assert written.dims == (array.time, *array.dims), f"{name}: dimensions {written.dims}"
+        assert written.shape[1:] == array.shape, f"{name}: shape {written.shape}"
+        assert written.dtype == array.dtype, f"{name}: dtype {written.dtype}"
+        assert written.attrs.get("description"), f"{name}: no description"
+        assert written.attrs.get("units"), f"{name}: no units"
+        if np.issubdtype(written.dtype, np.floating):
+            given = np.isfinite(written.values.reshape(len(written), -1)).any(axis=1)
+            assert given.all(), f"{name}: no value at {written[array.time].values[~given][:3]}"
     _check_times(recorder, layout, settings, dataset, folder / "thinned")
     return dataset
 
@@ -105,18 +106,31 @@ def _check_times(
         count, _, unit = every.rpartition(" ")
         return f"{2 * int(count or 1)} {unit.removesuffix('s')}s"
 
-    class Thinned(recorder):  # type: ignore[misc]
-        def start(self, training: Any) -> Any:
-            layout = super().start(training)
-            every = {"step": "step", "episodes_done": "episode", **layout.every}
-            return replace(layout, every={time: half(often) for time, often in every.items()})
+    def start(layout: Any, training: Any) -> Any:
+        every = {"step": "step", "episodes_done": "episode", **layout.every}
+        return replace(layout, every={time: half(often) for time, often in every.items()})
 
-    thinned = fit(settings, path, hooks=[Thinned]).recorder(recorder.name)
+    thinned = fit(settings, path, hooks=[_started(recorder, start)]).recorder(recorder.name)
     for name in moments:
         time = layout.arrays[name].time
         whole = dataset[name].sel({time: thinned[time].values})
         same = np.array_equal(whole.values, thinned[name].values, equal_nan=True)
         assert same, f"{name}: rows stand at another time than the one they are of"
+
+
+def _started(recorder: Any, start: Callable[[Any, Any], Any]) -> Any:
+    """A recorder like this one with another layout: what `start(layout, training)` returns."""
+    base: Any = recorder if isinstance(recorder, type) else type(recorder)
+
+    class Started(base):  # type: ignore[misc]
+        def start(self, training: Any) -> Any:
+            return start(super().start(training), training)
+
+    if base is recorder:
+        return Started
+    like = copy.copy(recorder)
+    like.__class__ = Started
+    return like
 
 
 def _temporary() -> Path:

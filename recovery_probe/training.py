@@ -196,8 +196,8 @@ def _recorded(run: Run) -> Documents:
     record = run.record
     return Documents(
         inputs={name: record[name].values for name in record.attrs["inputs"]},
-        names=tuple(record.name.values.astype(str)),
-        texts=tuple(record.excerpt.values.astype(str)),
+        names=tuple(map(str, record.name.values)),
+        texts=tuple(map(str, record.excerpt.values)),
         trained=run.config.documents.count,
         left_out=dict(run.provenance.get("documents_left_out", {})),
     )

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 def pair(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
     """A trained tiny cyclic run; `pair.controls` holds its shuffled control. Do not write to it."""
     out: Path = tmp_path_factory.mktemp("pair")
-    return rp.fit(tiny(control="shuffled"), out)
+    return rp.fit(tiny(), out, control="shuffled")
 
 
 def planted(run: rp.Run, path: Path, losses: np.ndarray) -> rp.Run:

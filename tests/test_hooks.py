@@ -1,4 +1,4 @@
-"""Hooks and recorders that return late, in another order, or change what they are shown."""
+"""A user's hook functions, recorded: which points, what they return, when they change something."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 from conftest import tiny
 
 import recovery_probe as rp
-from recovery_probe.recorders import EPISODE, STEP, Array, Hook, Layout, Recorder, RunInfo
-from recovery_probe.testing import check_recorder
+from recovery_probe.cli import main
+from recovery_probe.config import to_toml
+from recovery_probe.recorders import EPISODE, STEP, Hook, Layout, Recorder
+from recovery_probe.recorders.hook import HookRecorder
 
 
 def place(name: str) -> int:
@@ -25,35 +27,45 @@ def mean(tensor: torch.Tensor, *, hook: Any) -> torch.Tensor:
     return torch.stack([tensor.detach().float().mean(), torch.tensor(float(place(hook.name)))])
 
 
-class Sparse(Recorder):
-    """Returns at steps 2, 5, 8, 11, … alone; int and bool arrays too."""
-
-    name = "sparse"
-
-    def start(self, run: RunInfo) -> Layout:
-        arrays = {"x": Array(STEP, (), (), "its own step")}
-        arrays["count"] = Array(EPISODE, (), (), "a large number", dtype="int32")
-        arrays["even"] = Array(EPISODE, ("two",), (2,), "whether even", dtype="bool")
-        return Layout(arrays)
-
-    def after_step(self, step: Any) -> Any:
-        return {"x": float(step.index)} if step.index % 3 == 2 else None
-
-    def after_episode(self, episode: Any) -> Any:
-        even = episode.done % 2 == 0
-        return {"count": 2**24 + 1 + episode.done, "even": torch.tensor([even, not even])}
+def halved(tensor: torch.Tensor, *, hook: Any) -> torch.Tensor:
+    return tensor * 0.5
 
 
-def test_rows_stand_where_they_were_given(tmp_path: Path) -> None:
-    run = rp.fit(tiny(epochs=1, steps=6), tmp_path / "run", hooks=[Sparse()])
-    found = run.recorder("sparse").load()
-    x = found.x.values
-    assert np.flatnonzero(np.isfinite(x)).tolist() == list(range(2, 30, 3))
-    assert x[2::3].tolist() == list(range(2, 30, 3))
-    assert found["count"].dtype == np.int32
-    assert found["count"].values.tolist() == [2**24 + 1 + k for k in range(6)]
-    assert found.even.values.tolist() == [[k % 2 == 0, k % 2 == 1] for k in range(6)]
-    assert run.provenance["recorders"]["sparse"]["rows_missing"] == {"x": 20}
+def test_a_hook_function_is_recorded(tmp_path: Path) -> None:
+    def two(tensor: torch.Tensor, *, hook: Any) -> torch.Tensor:
+        return torch.stack([tensor.mean(), tensor.std()])
+
+    run = rp.fit(tiny(), tmp_path / "run", hooks=[("blocks.*.hook_resid_post", two)])
+    value = run.recorder("two").value
+    assert value.dims == (STEP, "hook_point", "axis_0")
+    assert value.shape == (45, 2, 2)
+    assert value.hook_point.values.tolist() == [f"blocks.{i}.hook_resid_post" for i in (0, 1)]
+    stream = run.residual_stream.residual
+    np.testing.assert_allclose(
+        value[:, :, 0], stream.isel(layer=slice(1, None)).mean("width"), atol=1e-5
+    )
+
+
+def test_a_hook_file_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from recovery_probe.recorders import Recorder, Layout, Array\n"
+        "def top(tensor, *, hook):\n    return tensor.abs().max().item()\n"
+        "class Mine(Recorder):\n"
+        "    name = 'mine'\n"
+        "    def start(self, training):\n"
+        "        return Layout({'lr': Array('step', (), (), 'learning rate', '1')})\n"
+        "    def after_step(self, step):\n        return {'lr': 0.1}\n"
+    )
+    config = tmp_path / "run.toml"
+    config.write_text(to_toml(tiny(epochs=1)))
+    argv = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
+    argv += ["--hook", f"{file}:top@blocks.*.mlp.hook_post", "--record", f"{file}:Mine"]
+    main([*argv, "--no-record", "checkpoints", "gradients", "document_gradients"])
+    run = rp.open_run(tmp_path / "run")
+    assert run.recorders == ["mine", "residual_stream", "token_losses", "top", "weight_deltas"]
+    assert (run.recorder("mine").lr.values == np.float32(0.1)).all()
+    assert (run.recorder("top").value.values > 0).all()
 
 
 PATTERNS = [
@@ -97,6 +109,15 @@ def test_points_that_never_fire_are_left_out(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_hook_that_would_change_training_is_refused_with_the_mend(tmp_path: Path) -> None:
+    hooks = [("blocks.0.hook_resid_post", halved)]
+    said = r"halved .*blocks.0.hook_resid_post.*--intervene edit --edit.hooks .*interventions=\["
+    for during in ("training", "evaluation"):
+        with pytest.raises(rp.HookError, match=said):
+            rp.fit(tiny(recorders=[]), tmp_path / "run", hooks=hooks, hook_during=during)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("how", ["plain", "data"])
 def test_changes_in_place_are_refused(how: str, tmp_path: Path) -> None:
     def louder(tensor: torch.Tensor, *, hook: Any) -> float:
@@ -104,87 +125,38 @@ def test_changes_in_place_are_refused(how: str, tmp_path: Path) -> None:
         return 1.0
 
     with pytest.raises(rp.HookError, match=r"louder changed the activation in place .*hook_out"):
-        rp.fit(tiny(), tmp_path / "run", hooks=[("blocks.0.hook_out", louder)])
+        rp.fit(tiny(recorders=[]), tmp_path / "run", hooks=[("blocks.0.hook_out", louder)])
 
     class Louder(Recorder):
         name = "louder"
 
-        def start(self, run: RunInfo) -> Layout:
+        def start(self, training: rp.Training) -> Layout:
             return Layout(hooks=(Hook("blocks.0.hook_out", self.see),))
 
         def see(self, tensor: torch.Tensor, *, hook: Any, moment: Any) -> None:
             louder(tensor.detach(), hook=hook)
 
     with pytest.raises(rp.HookError, match="recorder louder changed the activation"):
-        rp.fit(tiny(), tmp_path / "other", hooks=[Louder])
-
-
-@pytest.mark.parametrize("moment", ["before_step", "after_backward", "after_step", "after_episode"])
-def test_a_recorder_that_changes_weights_is_named(moment: str, tmp_path: Path) -> None:
-    def change(self: Any, context: Any) -> None:
-        with torch.no_grad():
-            next(iter(context.model.parameters.values())).data[0, 0] += 1e-3
-
-    body = {"name": "mover", "start": lambda self, run: Layout(), moment: change}
-    kind = type("Mover", (Recorder,), body)
-    with pytest.raises(rp.HookError, match="recorder mover changed the weights at"):
-        rp.fit(tiny(), tmp_path / "run", hooks=[kind])
-
-
-def test_updates_that_gradients_do_not_tell_stop_the_run(tmp_path: Path) -> None:
-    class Freezes(Recorder):
-        """Not at an epoch's first step, where it would be seen at once."""
-
-        name = "freezes"
-
-        def start(self, run: RunInfo) -> Layout:
-            return Layout()
-
-        def after_backward(self, step: Any) -> None:
-            if step.index % 15:
-                for name, p in step.model.parameters.items():
-                    if "mlp" in name:
-                        p.grad.zero_()
-
-    with pytest.raises(rp.HookError, match=r"weight_deltas: in the epoch .*mlp.* moved by about"):
-        rp.fit(tiny(recorders=["gradients", "weight_deltas"]), tmp_path / "run", hooks=[Freezes])
-
-
-def test_bfloat16_weights_that_do_not_move_are_said_not_to(tmp_path: Path) -> None:
-    settings = tiny(
-        epochs=1,
-        recorders=["weight_deltas", "checkpoints"],
-        model={"dtype": "bfloat16"},
-        optimizer={"lr": 1e-7},
-    )
-    run = rp.fit(settings, tmp_path / "run")
-    deltas = run.weight_deltas.load()
-    start, end = (run.model_at(k).parameters for k in (0, 5))
-    total = sum(float((end[n].float() - start[n].float()).norm() ** 2) for n in start)
-    one = float((deltas.norm**2).sum())
-    assert one <= 1.5 * total + 1e-12
-    assert (deltas.norm.sel(kind="ln1") == 0).all()
-    assert deltas.norm.attrs["covers"] == "stretch"
+        rp.fit(tiny(recorders=[]), tmp_path / "other", hooks=[Louder])
 
 
 def test_hooks_ask_for_step_and_document(tmp_path: Path) -> None:
     def asks(tensor: torch.Tensor, *, hook: Any, scale: float, step: Any, document: int) -> Any:
         return [document, -1 if step is None else step, tensor.shape[0], tensor.detach().mean()]
 
-    hook = ("who", ["blocks.1.hook_out"], functools.partial(asks, scale=1.0))
-    from recovery_probe.recorders.hook import HookRecorder
-
-    recorder = HookRecorder(hook[1], hook[2], name="who", during="both")
-    run = rp.fit(tiny(epochs=1, eval_batch=3), tmp_path / "run", hooks=[recorder])
-    found = run.recorder("who").load()
-    assert found.value[:, 0, 0].values.tolist() == np.repeat(run.schedule.values, 3).tolist()
-    assert found.value[:, 0, 1].values.tolist() == list(range(15))
-    assert found.evaluated.dims[:3] == (EPISODE, "hook_point", "document")
-    assert (found.evaluated[:, 0, :, 0].values == np.arange(7)).all()
-    assert (found.evaluated[:, 0, :, 1:3].values == [-1, 1]).all()
+    function = functools.partial(asks, scale=1.0)
+    recorder = HookRecorder(["blocks.1.hook_out"], function, name="who", during="both")
+    settings = tiny(epochs=1, eval_batch=3, recorders=[])
+    run = rp.fit(settings, tmp_path / "run", hooks=[recorder])
+    who = run.recorder("who").load()
+    assert who.value[:, 0, 0].values.tolist() == np.repeat(run.schedule.values, 3).tolist()
+    assert who.value[:, 0, 1].values.tolist() == list(range(15))
+    assert who.evaluated.dims[:3] == (EPISODE, "hook_point", "document")
+    assert (who.evaluated[:, 0, :, 0].values == np.arange(7)).all()
+    assert (who.evaluated[:, 0, :, 1:3].values == [-1, 1]).all()
     # Right before a first step, training and evaluation see the same activations.
-    trained = found.value[::3, 0, 3].values
-    before = [found.evaluated.values[e, 0, d, 3] for e, d in enumerate(run.schedule.values)]
+    trained = who.value[::3, 0, 3].values
+    before = [who.evaluated.values[e, 0, d, 3] for e, d in enumerate(run.schedule.values)]
     np.testing.assert_allclose(trained, before, atol=1e-5)
 
 
@@ -194,97 +166,8 @@ def test_what_is_no_number_is_refused_in_the_trial(value: Any, tmp_path: Path) -
         return value
 
     with pytest.raises(rp.HookError, match=r"hook odd returned a .* the trial before training"):
-        rp.fit(tiny(), tmp_path / "run", hooks=[("blocks.0.hook_out", odd)])
+        rp.fit(tiny(recorders=[]), tmp_path / "run", hooks=[("blocks.0.hook_out", odd)])
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"name": "losses"}, "called 'losses' cannot have a group"),
-        ({"name": "path"}, "called 'path' cannot have a group"),
-        ({"name": "_mine"}, "called '_mine' cannot have a group"),
-        ({"layout": Layout({"a/b": Array(STEP, (), (), "x")})}, "'a/b' .*expected names without"),
-        ({"layout": Layout({"a": Array(STEP, ("step",), (2,), "x")})}, "a row cannot have"),
-        (
-            {
-                "layout": Layout(
-                    {"a": Array(STEP, ("d",), (2,), "x"), "b": Array(STEP, ("d",), (3,), "x")}
-                )
-            },
-            "d has size 3, and 2 in recorder mine: array 'a'",
-        ),
-        ({"layout": None}, "start gave a NoneType"),
-        ({"layout": Layout({"a": Array(STEP, (), (), "x", dtype="str")})}, "dtype 'str'"),
-        ({"layout": Layout(hooks=(Hook("blocks.9.hook_out", print),))}, "--no-record mine"),
-    ],
-)
-def test_wrong_layouts_are_refused_before_training(
-    changes: dict[str, Any], said: str, tmp_path: Path
-) -> None:
-    layout = changes.get("layout", Layout())
-    body = {"name": changes.get("name", "mine"), "start": lambda self, run: layout}
-    with pytest.raises(rp.InputError, match=said):
-        rp.fit(tiny(), tmp_path / "run", hooks=[type("Mine", (Recorder,), body)])
-    assert not (tmp_path / "run").exists()
-
-
-def test_failures_of_authors_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def kind(**body: Any) -> type[Recorder]:
-        return type("Mine", (Recorder,), {"name": "mine", "start": lambda *_: Layout(), **body})
-
-    def fails(*_: Any) -> Any:
-        raise KeyError("gone")
-
-    def exits(self: Any, step: Any) -> None:
-        if step.index == 7:
-            raise SystemExit(0)
-
-    with pytest.raises(rp.InputError, match=r"recorder mine cannot start .*gone"):
-        rp.fit(tiny(), tmp_path / "start", hooks=[kind(start=fails)])
-    with pytest.raises(rp.HookError, match="recorder mine failed at step 7: SystemExit"):
-        rp.fit(tiny(), tmp_path / "exit", hooks=[kind(after_step=exits)])
-    assert rp.open_run(tmp_path / "exit").status == "failed"
-    run = rp.fit(tiny(epochs=1), tmp_path / "finish", hooks=[kind(finish=fails)])
-    assert run.status == "complete"
-    assert run.provenance["recorders"]["mine"]["error"] == "finish failed: KeyError: 'gone'"
-    facts = kind(finish=lambda self: {"status": "x", "n": np.float32(2)})
-    run = rp.fit(tiny(epochs=1), tmp_path / "facts", hooks=[facts])
-    assert run.status == "complete"
-    assert run.provenance["recorders"]["mine"]["status"] == "x"
-    never = kind(start=lambda *_: Layout({"a": Array(STEP, (), (), "x")}))
-    with pytest.raises(rp.HookError, match="recorder mine gave no row of 'a'"):
-        rp.fit(tiny(epochs=1), tmp_path / "never", hooks=[never])
-    huge = kind(
-        start=lambda *_: Layout({"a": Array(STEP, (), (), "x")}),
-        after_step=lambda self, step: {"a": 1e300},
-    )
-    with pytest.raises(rp.HookError, match="values of 'a' that float32 cannot hold"):
-        rp.fit(tiny(epochs=1), tmp_path / "huge", hooks=[huge])
-
-
-def test_the_last_weights_are_kept(tmp_path: Path) -> None:
-    settings = tiny(recorders=["checkpoints"], checkpoints={"every": "7 episodes"})
-    rp.fit(settings, tmp_path / "run")
-    kept = sorted(int(f.name[-5:]) for f in (tmp_path / "run" / "checkpoints").iterdir())
-    assert kept == [0, 7, 14, 15]
-
-
-def test_conformance_sees_rows_of_another_time() -> None:
-    class Lags(Recorder):
-        name = "lags"
-
-        def start(self, run: RunInfo) -> Layout:
-            self.last = 0.0
-            return Layout({"a": Array(STEP, (), (), "norm of the gradient")})
-
-        def after_backward(self, step: Any) -> dict[str, float]:
-            given, p = self.last, next(iter(step.model.parameters.values()))
-            self.last = float(p.grad.norm())
-            return {"a": given}
-
-    with pytest.raises(AssertionError, match=r"a: .*another time"):
-        check_recorder(Lags)
 
 
 def test_nothing_at_a_point_is_nan_and_not_an_old_value(tmp_path: Path) -> None:
@@ -292,9 +175,60 @@ def test_nothing_at_a_point_is_nan_and_not_an_old_value(tmp_path: Path) -> None:
         return None if step % 2 and hook.name.startswith("blocks.0") else float(step)
 
     hooks = [("blocks.*.hook_out", sometimes)]
-    value = rp.fit(tiny(epochs=1), tmp_path / "run", hooks=hooks).recorder("sometimes").value
+    value = (
+        rp.fit(tiny(epochs=1, recorders=[]), tmp_path / "run", hooks=hooks)
+        .recorder("sometimes")
+        .value
+    )
     points = value.hook_point.values.astype(object)
     first, second = (value[:, points == f"blocks.{i}.hook_out"] for i in (0, 1))
     steps = np.arange(15.0)
     assert second.values[:, 0].tolist() == steps.tolist()
     np.testing.assert_array_equal(first.values[:, 0], np.where(steps % 2, np.nan, steps))
+
+
+def test_a_failing_hook_is_named_and_the_record_kept(tmp_path: Path) -> None:
+    calls = 0
+
+    def fails_later(tensor: torch.Tensor, *, hook: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > 8:
+            raise ZeroDivisionError("half-way")
+        return float(tensor.detach().mean())
+
+    seen: list[Any] = []
+
+    class Spy(Recorder):
+        name = "spy"
+
+        def start(self, training: rp.Training) -> Layout:
+            seen.append(training.model)
+            return Layout({})
+
+    said = r"fails_later failed in step 7, at blocks.1.hook_resid_post, .*\(1, 24, 32\).*half-way"
+    hooks = [("blocks.1.hook_resid_post", fails_later), Spy]
+    with pytest.raises(rp.HookError, match=said):
+        rp.fit(tiny(recorders=[]), tmp_path / "run", hooks=hooks)
+    run = rp.open_run(tmp_path / "run")
+    assert run.status == "failed"
+    assert "half-way" in run.provenance["message"]
+    assert run.episodes_done == 2
+    assert run.recorder("fails_later").sizes[STEP] == 6
+    points = seen[0].bridge.hook_dict.values()
+    assert all(not p.fwd_hooks and not p.bwd_hooks for p in points)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "function", "said"),
+    [
+        ("blocks.*.hook_residual_post", halved, "no hook point is called"),
+        ("blocks.0.hook_out", lambda tensor: 0.0, "expected a function"),
+        ("*hook_pattern*", lambda t, *, hook: 0 / 0, "the trial before training"),
+        ("blocks.0.*hook_out", lambda t, *, hook: t.flatten()[: t.shape[-1]], "different shapes"),
+    ],
+)
+def test_wrong_hooks(pattern: str, function: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises((rp.InputError, rp.HookError), match=said):
+        rp.fit(tiny(recorders=[]), tmp_path / "run", hooks=[("mine", pattern, function)])
+    assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import tiny
-from test_train import local_model
+from networks import local_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recovery_probe as rp
