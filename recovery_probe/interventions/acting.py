@@ -28,7 +28,8 @@ class Interventions:
 
     def _start(self, intervention: Intervention) -> tuple[Edit, ...]:
         try:
-            edits = tuple(intervention.start(self.training))
+            edits = tuple(intervention.start(self.training) or ())
+            points = [edit.name for edit in edits]
         except (InputError, HookError):
             raise
         except AUTHORS as error:
@@ -36,7 +37,6 @@ class Interventions:
                 f"intervention {intervention.name} cannot start with this model and these "
                 f"settings: {reason(error)}"
             ) from error
-        points = [edit.name for edit in edits]
         fired = shapes_at(self.training, points) if points else {}
         if silent := [point for point in points if point not in fired]:
             raise InputError(
