@@ -82,10 +82,9 @@ def resolved(settings: Settings, origin: str = "settings") -> Settings:
         tables: dict[str, Table] = {}
         for group in LISTS:
             for spec in getattr(settings, group):
-                key = plugins.key_of(spec)
+                kind, key = plugins.find(group, spec), plugins.key_of(spec)
                 if key in tables or key in core_names():
                     raise InputError(f"{group}: {spec}: the name {key!r} is taken")
-                kind = plugins.find(group, spec)
                 tables[key] = checked(kind, settings.tables.get(key, {}), key)
         for name in settings.tables.keys() - tables.keys():
             _check_unused(name, settings.tables[name])
@@ -286,7 +285,7 @@ def differences(
     return {
         name: (left.get(name), right.get(name))
         for name in {**left, **right}
-        if left.get(name) != right.get(name) and {_role(a, name), _role(b, name)} & {*roles}
+        if left.get(name) != right.get(name) and _role(name, a, b) in roles
     }
 
 
@@ -299,9 +298,9 @@ def flat(settings: Settings) -> dict[str, Any]:
     return values
 
 
-def _role(settings: Settings, name: str) -> str:
+def _role(name: str, *settings: Settings) -> str:
     top = name.partition(".")[0]
-    if top in map(plugins.key_of, settings.recorders):
+    if top in {plugins.key_of(recorder) for s in settings for recorder in s.recorders}:
         return "watch"
     metadata: dict[str, Any] = {f.name: f.metadata for f in fields(Settings)}
     return str(metadata.get(top, {}).get("role", "numbers"))

@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass, make_dataclass
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -26,7 +26,7 @@ C = TypeVar("C")
 def of_settings(settings: Settings) -> type:
     """A dataclass with a field for each setting, and their values as defaults."""
     parts: list[tuple[str, Any, Any]] = []
-    hints, comments = get_type_hints(Settings, include_extras=True), plugins.comments(Settings)
+    hints, comments = plugins.hints(Settings), plugins.comments(Settings)
     for name in config.core_names():
         value = getattr(settings, name)
         if name in config.PARTS:
@@ -57,7 +57,7 @@ def _table(
     """A field that is a table of the settings of several classes."""
     own: list[tuple[str, Any, Any]] = []
     for kind in kinds:
-        hints, comments = get_type_hints(kind, include_extras=True), plugins.comments(kind)
+        hints, comments = plugins.hints(kind), plugins.comments(kind)
         for f in _own(kind):
             value = values.get(f.name, plugins.default_of(f))
             value = tuple(value) if isinstance(value, list) else value

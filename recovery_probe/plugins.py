@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import pydantic
 
@@ -80,6 +81,8 @@ def find(group: str, plugin: str | type) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, Plugin) and found.group == group):
         what = found.__name__ if isinstance(found, type) else f"a {type(found).__name__}"
         raise InputError(f"{plugin!r} is {what}, and not a class of {group}")
+    if not isinstance(getattr(found, "name", None), str):
+        raise InputError(f"{plugin!r}: class {found.__name__} has no name: name = '...'")
     return found
 
 
@@ -98,11 +101,8 @@ def made(kind: type[P], values: Mapping[str, Any], where: str) -> P:
     known = [f.name for f in own_fields(kind)]
     for name in values:
         if name not in known:
-            raise InputError(
-                f"unknown setting {where}.{name}"
-                + (nearest(f"{where}.{name}", [f"{where}.{k}" for k in known]))
-                + f"; {kind.name} has {', '.join(known) or 'none'}"
-            )
+            near = nearest(name, known, where)
+            raise InputError(f"unknown setting {where}.{name}{near or _others(kind, name)}")
     try:
         if not is_dataclass(kind):
             return kind()
@@ -114,6 +114,17 @@ def made(kind: type[P], values: Mapping[str, Any], where: str) -> P:
         raise
     except AUTHORS as error:
         raise InputError(f"{where}: {kind.__name__} cannot be made: {reason(error)}") from error
+
+
+def _others(kind: type[Plugin], name: str) -> str:
+    """Which of our plug-ins have a setting that this one has not, and what it has instead."""
+    having = [
+        other
+        for other in sorted(ours(kind.group))
+        if name in {f.name for f in own_fields(find(kind.group, other))}
+    ]
+    own = ", ".join(f.name for f in own_fields(kind)) or "none"
+    return (f": it belongs to {', '.join(having)}" if having else "") + f"; {kind.name} has {own}"
 
 
 def own_fields(kind: type) -> list[Any]:
@@ -133,6 +144,18 @@ def explained(error: Any, where: str = "") -> str:
     parts = [str(part) for part in error["loc"]]
     name = ".".join([where, *parts[:1]] if where else parts)
     return f"{name} = {error['input']!r}: {error['msg'].replace('Input s', 's')}"
+
+
+def hints(kind: type) -> dict[str, Any]:
+    """Field -> its type, of those that are settings alone: others may be of types that are only
+    there for type checkers."""
+    found: dict[str, Any] = {}
+    for f in own_fields(kind):
+        home = next(c for c in kind.__mro__ if f.name in inspect.get_annotations(c))
+        namespace = vars(sys.modules[home.__module__])
+        own = SimpleNamespace(__annotations__={f.name: f.type})
+        found |= get_type_hints(own, namespace, include_extras=True)
+    return found
 
 
 def comments(kind: type) -> dict[str, str]:

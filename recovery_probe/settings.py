@@ -86,6 +86,8 @@ class Model:
     init: Literal["paper", "library"] = "paper"
     # own: each dropout as the model's configuration has it; a number: that probability for all
     dropout: Literal["own"] | Annotated[float, Ge(0), Lt(1)] = "own"
+    # eager: every hook point; sdpa: PyTorch's fused attention, which has no scores and no pattern
+    attention: Literal["eager", "sdpa"] = "eager"
     # number format of weights and arithmetic
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
 

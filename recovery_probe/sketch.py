@@ -18,7 +18,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import einsum, rearrange
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 FIRST = 8191  # prime, so that rows do not line up with those of a weight matrix
 
@@ -75,6 +77,24 @@ class Sketch:
         return self.second(self.first(flat, offset))
 
 
+class LongVector:
+    """The first fold of one vector into its row of a table, and its squared norm. On a small
+    model the calls cost as much as the arithmetic, so that all that they take stands ready."""
+
+    def __init__(self, fold: Fold, length: int, row: Tensor, square: Tensor) -> None:
+        rows, rest = divmod(length, fold.size)
+        signs = fold.signs.to(row)
+        self.whole, self.signs, self.last = rows * fold.size, signs[None, :rows], float(signs[-1])
+        self.out, self.tail, self.square = row[None, : fold.size], row[:rest], square
+
+    def __call__(self, flat: Tensor) -> None:
+        rows = flat[: self.whole].view(-1, self.out.shape[1])
+        torch.mm(self.signs, rows, out=self.out)
+        if len(self.tail):
+            self.tail.add_(flat[self.whole :], alpha=self.last)
+        torch.dot(flat, flat, out=self.square)  # at once, while it may still be in the cache
+
+
 class ModuleSketches:
     """Sketches and exact norms of a set of parameter-shaped tensors, one for each module.
 
@@ -86,14 +106,12 @@ class ModuleSketches:
         self.size = size
         self.modules = list(dict.fromkeys(module_of(name) for name in parameters))
         self.sketches = {n: Sketch(n, p.numel(), size, seed) for n, p in parameters.items()}
-        # The second folds of all tensors are done at once: one by one, their calls cost as much
-        # as the arithmetic. A shorter vector's signs are the first of a longer one's.
-        self.width = -(-max(min(FIRST, p.numel()) for p in parameters.values()) // size) * size
-        table = [s.second.signs for s in self.sketches.values()]
-        self.signs = torch.stack([F.pad(row, (0, self.width // size - len(row))) for row in table])
-        position = {module: i for i, module in enumerate(self.modules)}
-        self.row = torch.tensor([position[module_of(name)] for name in parameters])
-        self.place = {name: i for i, name in enumerate(parameters)}
+        self.lengths = {name: p.numel() for name, p in parameters.items()}
+        self.names = {  # long vectors are folded one by one, short ones all at once
+            "long": [name for name, sketch in self.sketches.items() if sketch.first],
+            "short": [name for name, sketch in self.sketches.items() if not sketch.first],
+        }
+        self.kind: tuple[torch.device, torch.dtype] | None = None  # what the tables are made for
         self._last: tuple[int, tuple[Tensor, Tensor]] | None = None
 
     def of_gradients(self, step: int, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -104,6 +122,7 @@ class ModuleSketches:
             self._last = step, self(gradients, like=one)
         return self._last[1]
 
+    @torch.no_grad()
     def __call__(
         self,
         tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
@@ -119,19 +138,56 @@ class ModuleSketches:
         if one is None:
             raise ValueError("no tensor to sketch")
         dtype = torch.promote_types(one.dtype, torch.float32)
-        if self.signs.device != one.device or self.signs.dtype != dtype:
-            self.signs, self.row = self.signs.to(one.device, dtype), self.row.to(one.device)
-        short = self.signs.new_zeros(len(self.sketches), self.width)
-        squares = self.signs.new_zeros(len(self.sketches))
+        if self.kind != (one.device, dtype):
+            self._lay_out(one.device, dtype)
+        self.folded.zero_()
+        self.squares.zero_()
+        none = self.squares.new_zeros(0)
+        short = dict.fromkeys(self.names["short"], none)
         for name, tensor in itertools.chain([first] if first else [], pairs):
-            flat, row = tensor.detach().reshape(-1).to(dtype), self.place[name]
-            fold = self.sketches[name].first
-            short[row, : min(FIRST, len(flat))] = fold(flat) if fold else flat
-            squares[row] = flat @ flat  # right after, while it may still be in the cache
-        folded = torch.einsum("pr,prk->pk", self.signs, short.view(len(short), -1, self.size))
-        sketched = short.new_zeros(len(self.modules), self.size).index_add_(0, self.row, folded)
-        norms = short.new_zeros(len(self.modules)).index_add_(0, self.row, squares)
-        return sketched, norms.sqrt()
+            flat = tensor.reshape(-1).to(dtype)
+            if name in short:
+                short[name] = flat
+            else:
+                self.long[name](flat)
+        sketched = self.squares.new_zeros(len(self.modules), self.size)
+        squares = self.squares.new_zeros(len(self.modules))
+        if self.long:
+            self._add(sketched, "long", self.folded)
+            squares.index_add_(0, self.rows["long"], self.squares)
+        if short:
+            padded = pad_sequence(list(short.values()), batch_first=True)  # (parameter, longest)
+            width = self.signs["short"].shape[1] * self.size
+            self._add(sketched, "short", F.pad(padded, (0, width - padded.shape[1])))
+            squares.index_add_(0, self.rows["short"], padded.square().sum(1))
+        return sketched, squares.sqrt()
+
+    def _add(self, sketched: Tensor, kind: str, vectors: Tensor) -> None:
+        """Add the second folds of these vectors (parameters, whole rows), padded with zeros."""
+        rows = rearrange(vectors, "parameter (row k) -> parameter row k", k=self.size)
+        folds = einsum(self.signs[kind], rows, "parameter row, parameter row k -> parameter k")
+        sketched.index_add_(0, self.rows[kind], folds)
+
+    def _lay_out(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Tables on a device: signs of the second folds, and room for the first ones."""
+        position = {module: i for i, module in enumerate(self.modules)}
+        self.rows, self.signs = {}, {}
+        for kind, names in self.names.items():
+            own = [self.sketches[name].second.signs for name in names]
+            signs = pad_sequence(own, batch_first=True) if own else torch.zeros(0, 0)
+            rows = [position[module_of(name)] for name in names]
+            self.signs[kind] = signs.to(device, dtype)
+            self.rows[kind] = torch.tensor(rows, dtype=torch.int64, device=device)
+        count = len(self.names["long"])
+        width = self.signs["long"].shape[1] * self.size
+        self.folded = torch.zeros(count, width, device=device, dtype=dtype)
+        self.squares = torch.zeros(count, device=device, dtype=dtype)
+        self.long = {
+            name: LongVector(fold, self.lengths[name], self.folded[i], self.squares[i])
+            for i, name in enumerate(self.names["long"])
+            if (fold := self.sketches[name].first)
+        }
+        self.kind = device, dtype
 
 
 def module_of(name: str) -> str:

@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import json
 import os
+import pickle
 import random
 import time
 from pathlib import Path
@@ -17,7 +18,10 @@ import pytest
 from conftest import tiny
 
 import recovery_probe as rp
-from recovery_probe import documents
+from recovery_probe import documents, plugins
+from recovery_probe.documents.files import Files
+from recovery_probe.documents.source import Text
+from recovery_probe.documents.topics import python_topics
 from recovery_probe.models import train_tokenizer
 
 
@@ -35,6 +39,11 @@ def characters(text: str) -> list[int]:
 def load(source: object, **changes: object) -> documents.Documents:
     wanted = {"source": str(source), "count": 4, "held_out": 2, "tokens": 50, "min_tokens": 2}
     return documents.load(tiny(documents={**wanted, **changes}), characters)
+
+
+def read(path: Path) -> list[str]:
+    """Every text of a file or folder."""
+    return [document.text for document in Files().read(str(path))]
 
 
 def make(kind: str, folder: Path) -> Path:
@@ -56,13 +65,13 @@ def make(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize("kind", ["lines", "jsonl", "folder"])
 def test_files(kind: str, tmp_path: Path) -> None:
     docs = load(make(kind, tmp_path))
-    assert docs.tokens.shape == (6, 50)
-    assert {t.text for t in docs.texts} < set(TEXTS)
-    assert len({t.name for t in docs.texts}) == 6
-    for row, length, text in zip(docs.tokens, docs.lengths, docs.texts, strict=True):
-        assert row[:length].tolist() == characters(text.text)[:50]
+    assert docs.inputs["tokens"].shape == (6, 50)
+    assert set(docs.texts) < set(TEXTS)
+    assert len(set(docs.names)) == 6
+    for row, length, text in zip(docs.inputs["tokens"], docs.lengths, docs.texts, strict=True):
+        assert row[:length].tolist() == characters(text)[:50]
         assert not row[length:].any()
-    assert docs.digests[0] == hashlib.sha256(docs.texts[0].text.encode()).hexdigest()
+    assert docs.digests[0] == hashlib.sha256(docs.texts[0].encode()).hexdigest()
 
 
 def test_a_hub_dataset_through_a_local_folder(tmp_path: Path) -> None:
@@ -70,7 +79,7 @@ def test_a_hub_dataset_through_a_local_folder(tmp_path: Path) -> None:
     rows = "\n".join(json.dumps({"article": t}) for t in TEXTS)
     (tmp_path / "data" / "train.jsonl").write_text(rows)
     docs = load(f"hf:{tmp_path}:article")
-    assert {t.text for t in docs.texts} < set(TEXTS)
+    assert set(docs.texts) < set(TEXTS)
     assert load(f"hf:{tmp_path}:default:article").digests == docs.digests
     with pytest.raises(rp.InputError, match="article"):
         load(f"hf:{tmp_path}")
@@ -90,8 +99,8 @@ def test_lee() -> None:
     tokenizer = train_tokenizer(4096)
     settings = tiny(documents={"source": "lee", "count": 200, "held_out": 50, "tokens": 64})
     docs = documents.load(settings, lambda text: tokenizer(text)["input_ids"])
-    assert len({tuple(row) for row in docs.tokens.tolist()}) == 250
-    assert all(len(t.text) > 100 for t in docs.texts)
+    assert len({tuple(row) for row in docs.inputs["tokens"].tolist()}) == 250
+    assert all(len(text) > 100 for text in docs.texts)
     assert docs.left_out["duplicates"] > 0  # the corpus has several articles twice
 
 
@@ -125,7 +134,7 @@ def test_copies_and_near_copies_are_neither_trained_on_nor_held_out(tmp_path: Pa
     for seed in range(8):
         wanted = {"source": str(path), "count": 4, "held_out": 2, "tokens": 50, "min_tokens": 2}
         docs = documents.load(tiny(seed=seed, documents=wanted), characters)
-        where = {i for t in docs.texts for i, group in enumerate(groups) if t.text in group}
+        where = {i for t in docs.texts for i, group in enumerate(groups) if t in group}
         assert where == set(range(6))
     with pytest.raises(rp.InputError, match="2 are copies of another, 3 are nearly copies"):
         load(path, count=5)
@@ -136,13 +145,13 @@ def test_no_held_out_document_of_the_quickstart_is_nearly_a_trained_one() -> Non
     settings = rp.preset("quickstart")
     tokenizer = train_tokenizer(settings.model.vocabulary)
     docs = documents.load(settings, lambda text: tokenizer(text)["input_ids"])
-    rows = docs.tokens.tolist()
+    rows = docs.inputs["tokens"].tolist()
     likeness = [
         difflib.SequenceMatcher(None, trained, held_out, autojunk=False).ratio()
         for trained, held_out in itertools.product(rows[:20], rows[20:])
     ]
     assert max(likeness) < 0.5  # "break" would have .78 with "continue"
-    assert "continue" in {t.name for t in docs.texts[:20]}
+    assert "continue" in docs.names[:20]
     assert docs.left_out["near_duplicates"] == 1
 
 
@@ -171,14 +180,14 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
     rows = [json.dumps({"text": t}, ensure_ascii=False) for t in texts]
     (tmp_path / "a.jsonl").write_text("\n".join(rows), encoding="utf-8")
     for name in ("a.txt", "a.jsonl"):
-        assert [t.text for t in documents.read(str(tmp_path / name))] == texts
+        assert read(tmp_path / name) == texts
 
 
 def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One", encoding="utf-8-sig")
     (tmp_path / "a.jsonl").write_text('{"text": "One"}', encoding="utf-8-sig")
     for source in (tmp_path / "a.txt", tmp_path / "a.jsonl", tmp_path):
-        assert [t.text for t in documents.read(str(source))] == ["One"]
+        assert read(source) == ["One"]
 
 
 def test_a_file_is_read_as_far_as_pool(tmp_path: Path) -> None:
@@ -200,7 +209,7 @@ def test_long_texts_are_not_tokenised_whole(tmp_path: Path) -> None:
     wanted = {"source": str(path), "count": 4, "held_out": 2, "tokens": 50, "min_tokens": 60}
     docs = documents.load(tiny(documents=wanted), counting)
     assert sum(asked) < 20_000
-    assert docs.tokens[0].tolist() == characters(docs.texts[0].text)[:50]
+    assert docs.inputs["tokens"][0].tolist() == characters(docs.texts[0])[:50]
 
 
 def test_the_first_tokens_of_a_long_text_are_the_whole_texts() -> None:
@@ -210,19 +219,24 @@ def test_the_first_tokens_of_a_long_text_are_the_whole_texts() -> None:
     def tokenize(text: str) -> list[int]:
         return list(tokenizer(text, verbose=False)["input_ids"])
 
-    topics = "\n".join(t.text for t in documents.python_topics())
+    def first_tokens(text: str) -> list[int]:
+        return documents.first_tokens(Text("", text), tokenize, 24)
+
+    topics = "\n".join(t.text for t in python_topics())
     for text in (topics, " " * 30_000 + topics, "=" * 50_000, topics.replace(" ", "")):
-        assert documents.first_tokens(text, tokenize, 24) == tokenize(text)[:24]
+        assert first_tokens(text) == tokenize(text)[:24]
     lines = "\n".join("x" * (700 + i) for i in range(60))  # a token of its length for each line
-    found = documents.first_tokens(lines, lambda text: [len(t) for t in text.split("\n")], 24)
-    assert found == list(range(700, 724))
+    lengths = documents.first_tokens(
+        Text("lines", lines), lambda text: [len(t) for t in text.split("\n")], 24
+    )
+    assert lengths == list(range(700, 724))
 
 
 def test_blank_texts_are_no_documents(tmp_path: Path) -> None:
     folder = make("folder", tmp_path)
     for i in range(20):
         (folder / f"blank{i}.txt").write_text(" \n\x0c\n")
-    assert all(t.text.strip() for t in load(folder, count=10).texts)
+    assert all(text.strip() for text in load(folder, count=10).texts)
 
 
 def test_half_a_surrogate_pair_reaches_no_tokenizer(tmp_path: Path) -> None:
@@ -231,7 +245,7 @@ def test_half_a_surrogate_pair_reaches_no_tokenizer(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(300)
     wanted = {"source": str(path), "count": 4, "held_out": 2, "min_tokens": 2}
     docs = documents.load(tiny(documents=wanted), lambda text: tokenizer(text)["input_ids"])
-    assert docs.texts[0].text.startswith("? ")
+    assert docs.texts[0].startswith("? ")
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
@@ -298,3 +312,200 @@ def test_padding_has_no_loss(tmp_path: Path) -> None:
 def test_absurd_counts_are_refused_before_anything_is_read(name: str) -> None:
     with pytest.raises(rp.InputError, match=rf"documents\.{name} = 10+: should be less than"):
         tiny(documents={name: 10**18})
+
+
+def rows_of(path: Path, rows: object) -> Path:
+    np.save(path, rows)
+    return path
+
+
+def test_token_rows_need_no_tokenizer(tmp_path: Path) -> None:
+    """One with an end of its own, one that fills its row, rows that are too short; longer than C is
+    cut."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 200, (9, 80)).astype(np.int16)
+    rows[3, 30:], rows[5, 1:], rows[6] = -1, -1, -1
+    path = rows_of(tmp_path / "rows.npy", rows)
+
+    def never(text: str) -> list[int]:
+        raise AssertionError("a tokenizer was asked")
+
+    part = {"source": str(path), "count": 5, "held_out": 2, "tokens": 50, "min_tokens": 2}
+    docs = documents.load(tiny(documents=part), never)
+    numbers = [int(name.removeprefix("rows.npy:")) for name in docs.names]
+    assert sorted(numbers) == [0, 1, 2, 3, 4, 7, 8]
+    for tokens, mask, number in zip(
+        docs.inputs["tokens"], docs.inputs["mask"], numbers, strict=True
+    ):
+        end = 30 if number == 3 else 50
+        assert tokens[:end].tolist() == rows[number, :end].tolist()
+        assert not tokens[end:].any()
+        assert mask.tolist() == [True] * end + [False] * (50 - end)
+    assert docs.texts == ("",) * 7
+    assert len(set(docs.digests)) == 7
+    assert docs.digests == documents.load(tiny(documents=part), never).digests
+
+
+def test_a_network_is_given_token_rows_as_it_is_given_text(tmp_path: Path) -> None:
+    part = {"count": 4, "held_out": 2, "tokens": 500, "min_tokens": 2}
+    text = rp.fit(tiny(epochs=1, documents=part, recorders=[]), tmp_path / "text")
+    assert len(set(text.record.length.values)) > 1
+    rows = np.where(text.record.mask, text.record.tokens, -1)
+    part["source"] = str(rows_of(tmp_path / "rows.npy", rows))
+    run = rp.fit(tiny(epochs=1, documents=part), tmp_path / "rows")
+    numbers = [int(name.partition(":")[2]) for name in run.record.name.values]
+    assert np.array_equal(run.losses[0], text.losses[0][numbers])
+    assert np.array_equal(run.record.tokens, text.record.tokens[numbers])
+    assert np.array_equal(run.record.length, text.record.length[numbers])
+    unpredicted = ~run.record.mask.values | (run.record.position.values == 0)
+    assert (run.token_losses.loss.isnull() == unpredicted).all()
+
+
+BAD_ROWS = {
+    "floats": (np.ones((9, 80)), r"float64 of shape \(9, 80\); expected token ids"),
+    "truth values": (np.ones((9, 80), dtype=bool), "bool of shape"),
+    "one row": (np.arange(80), r"int64 of shape \(80,\); expected .*\(document, position\)"),
+    "a cube": (np.ones((2, 3, 4), dtype=int), r"shape \(2, 3, 4\)"),
+    "objects": (np.array([[1, None]] * 9), "cannot be read as an array"),
+    "tokens past an end": (
+        np.array([[1, -1, 2]] * 9),
+        "row 0 has tokens past its end, at position 1",
+    ),
+    "absurd": (np.full((9, 80), 2**63, dtype=np.uint64), "token 9223372036854775808"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ROWS)
+def test_rows_that_are_no_tokens(what: str, tmp_path: Path) -> None:
+    rows, said = BAD_ROWS[what]
+    with pytest.raises(rp.InputError, match=said):
+        load(rows_of(tmp_path / "rows.npy", rows))
+
+
+def test_files_that_are_no_arrays(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "text.npy").write_text("Once upon a time")
+    np.savez(tmp_path / "several.npz", np.ones((9, 80), dtype=int))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+
+    class Runs:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (marker,)
+
+    (tmp_path / "pickled.npy").write_bytes(pickle.dumps(Runs()))
+    for name in ("empty", "text", "several", "pickled"):
+        with pytest.raises(rp.InputError, match=rf"{name}\.npy: cannot be read as an array"):
+            load(tmp_path / f"{name}.npy")
+    assert not marker.exists()
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 512, (9, 24))
+    rows[:, 5] = 512
+    part = {"source": str(rows_of(tmp_path / "rows.npy", rows))}
+    said = r"rows\.npy': token 512, and the network has embeddings for 512 tokens"
+    with pytest.raises(rp.InputError, match=said):
+        rp.fit(tiny(documents=part), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+SOURCES = """
+from dataclasses import dataclass
+from recovery_probe import Source, Text, Tokens
+
+@dataclass
+class Mine(Source):
+    name = "mine"
+    # how often
+    times: int = 8
+
+    def read(self, address):
+        for i in range(self.times):
+            yield Tokens(f"{address}/{i}", tuple([i] * (9 + i)))
+
+class Fails(Mine):
+    def read(self, address):
+        yield Text("one", "a text of its own, long enough")
+        raise RuntimeError("the wire was cut")
+
+class Leaves(Mine):
+    def read(self, address):
+        raise SystemExit(0)
+
+class Strings(Mine):
+    def read(self, address):
+        yield "a string"
+
+class Halves(Mine):
+    def read(self, address):
+        yield Tokens("halves", (0.5, 1.5))
+
+class Negative(Mine):
+    def read(self, address):
+        yield Tokens("negative", (3, -1))
+
+class Nothing(Mine):
+    def read(self, address):
+        return None
+"""
+
+
+def test_a_source_of_ones_own(tmp_path: Path) -> None:
+    """With settings of its own, and none of the others'."""
+    (tmp_path / "mine.py").write_text(SOURCES)
+    docs = load(f"{tmp_path}/mine.py:Mine", times=9)
+    assert docs.names[0].startswith("/")
+    assert docs.left_out == {"too_short": 0, "duplicates": 0, "near_duplicates": 0}
+    with pytest.raises(rp.InputError, match=r"unknown setting documents\.field.*mine has times"):
+        load(f"{tmp_path}/mine.py:Mine", field="text")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("Fails", "source mine failed: RuntimeError: the wire was cut"),
+        ("Leaves", "source mine failed: SystemExit: 0"),
+        ("Strings", "source mine gave a str"),
+        ("Halves", r"source mine: halves: token 0\.5"),
+        ("Negative", "source mine: negative: token -1"),
+        ("Nothing", "source mine failed: TypeError"),
+    ],
+)
+def test_a_source_that_fails_is_named(kind: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SOURCES)
+    with pytest.raises(rp.InputError, match=said):
+        load(f"{tmp_path}/mine.py:{kind}")
+
+
+def test_an_installed_source_is_given_what_stands_behind_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_source.py").write_text(SOURCES)
+    info = tmp_path / "their_source-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their_source\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[recovery_probe.documents]\nmine = their_source:Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins.installed.cache_clear()
+    try:
+        docs = load("mine:some:where", times=6)
+        assert {name.partition("/")[0] for name in docs.names} == {"some:where"}
+        assert load("mine").names[0].startswith("/")
+    finally:
+        plugins.installed.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("python-topics:assert", "python-topics takes nothing behind its name; got 'assert'"),
+        ("lee:3", "lee takes nothing behind its name; got '3'"),
+        ("", "names no file or folder"),
+        ("files", "names no file or folder"),
+        ("python-topic", "did you mean 'python-topics'"),
+    ],
+)
+def test_sources_that_are_none(source: str, said: str) -> None:
+    with pytest.raises(rp.InputError, match=said):
+        load(source)

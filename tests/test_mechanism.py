@@ -12,17 +12,18 @@ import scipy.stats
 import xarray as xr
 import zarr
 from conftest import planted, tiny
-from recovery_probe.analysis import across, estimates, module_groups
-from recovery_probe_analyses import (
-    activation_similarity,
-    order_vs_drift,
-    step_sizes,
-    weight_cyclicity,
-    weight_residuals,
-)
+from recovery_probe_analyses.activation_similarity import ActivationSimilarity
+from recovery_probe_analyses.order_vs_drift import OrderVsDrift
+from recovery_probe_analyses.step_sizes import StepSizes
+from recovery_probe_analyses.weight_cyclicity import WeightCyclicity
+from recovery_probe_analyses.weight_residuals import WeightResiduals
 
 import recovery_probe as rp
 from recovery_probe import stats
+from recovery_probe.analyze import estimate
+from recovery_probe.analyze.across import across
+from recovery_probe.analyze.estimate import Estimate
+from recovery_probe.analyze.modules import module_groups
 from recovery_probe.errors import Missing
 from recovery_probe.stats import coherence, components, geometry, stripe
 
@@ -249,7 +250,7 @@ def test_weight_residuals_are_those_of_the_full_weights(dense: rp.Run) -> None:
     weights = np.stack([whole(t) for t in range(16)]).astype("float64")
     residual, _ = stats.episode_residuals(np.diff(weights, axis=0), 5)
     exact = stats.cosines(residual @ residual.T)
-    found = weight_residuals.compute(dense, permutations=9).sel(group="total").cosine.values[0]
+    found = WeightResiduals(permutations=9)(dense).sel(group="total").cosine.values[0]
     error = dense.provenance["recorders"]["gradients"]["sketch_error"]["expected_at_most"]
     assert np.abs(found - exact).max() < 3 * error
     assert np.abs(found - exact).max() > 0
@@ -258,7 +259,7 @@ def test_weight_residuals_are_those_of_the_full_weights(dense: rp.Run) -> None:
 def test_activations_are_those_of_every_pair_of_episodes(dense: rp.Run) -> None:
     streams = dense.residual_stream.focal.values.astype("float64")  # (16, layer, position, width)
     for layer, chosen in ((None, -1), (1, 1)):
-        found = activation_similarity.compute(dense, layer=layer, permutations=9)
+        found = ActivationSimilarity(layer=layer, permutations=9)(dense)
         for i, j in ((0, 3), (7, 12)):
             a, b = streams[i, chosen].ravel(), streams[j, chosen].ravel()
             expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
@@ -267,7 +268,7 @@ def test_activations_are_those_of_every_pair_of_episodes(dense: rp.Run) -> None:
         assert found.alike.sel(epoch=2, other_epoch=3).item() == pytest.approx(block.mean())
     np.testing.assert_array_equal(dense.residual_stream.final, dense.residual_stream.focal[:, -1])
     with pytest.raises(rp.InputError, match="layers are 0 to 2"):
-        activation_similarity.compute(dense, layer=3)
+        ActivationSimilarity(layer=3)(dense)
 
 
 def test_cka_by_the_formula_of_unbiased_hsic() -> None:
@@ -282,13 +283,28 @@ def test_cka_by_the_formula_of_unbiased_hsic() -> None:
 
     x = rng.normal(size=(2, n, 20))
     grams = x @ x.transpose(0, 2, 1)
-    found = stats.debiased_cka(stats.u_centred(grams))
+    found = stats.debiased_cka(stats.u_centred(grams[:, None]))[:, 0, :, 0]
     expected = hsic(*grams) / np.sqrt(hsic(grams[0], grams[0]) * hsic(grams[1], grams[1]))
     assert found[0, 1] == pytest.approx(expected)
     many = rng.normal(size=(200, n, 20))
     grams = many @ many.transpose(0, 2, 1)
-    cka = stats.debiased_cka(stats.u_centred(grams))
+    cka = stats.debiased_cka(stats.u_centred(grams[None]))[0, :, 0]
     assert abs(cka[np.triu_indices(200, 1)].mean()) < 0.01, "0 for what has nothing in common"
+
+
+def test_cka_to_the_first_epoch_has_its_null() -> None:
+    rng = np.random.default_rng(0)
+    kept, new = rng.normal(size=(8, 20)), rng.normal(size=(3, 8, 20))
+    x = np.stack([kept + 0.1 * new, new], axis=1)  # (epoch, layer, document, width)
+    grams = stats.u_centred(x @ np.swapaxes(x, -1, -2))
+    value, p = stats.cka_to_first(grams, rng, 199)
+    cka = stats.debiased_cka(grams)
+    for epoch, layer in itertools.product((1, 2), (0, 1)):
+        assert value[epoch, layer] == pytest.approx(cka[epoch, layer, 0, layer])
+    assert np.isnan(value[0]).all()
+    assert np.isnan(p[0]).all()
+    assert (p[1:, 0] == 1 / 200).all(), "a geometry that stays"
+    assert (p[1:, 1] > 0.02).all(), "none"
 
 
 def test_a_staircase_is_told_from_a_slope() -> None:
@@ -307,7 +323,7 @@ def test_a_staircase_is_told_from_a_slope() -> None:
 
 
 def test_step_sizes_by_hand(dense: rp.Run) -> None:
-    found = step_sizes.compute(dense).isel(run=0)
+    found = StepSizes()(dense).isel(run=0)
     final = dense.residual_stream.final.values.astype("float64")
     change = np.linalg.norm((final[8] - final[7]).ravel())
     assert found.moved.sel(size="activation", episode=7).item() == pytest.approx(change, rel=1e-5)
@@ -338,7 +354,7 @@ def test_drift_alone_is_not_recovery(wide: rp.Run, tmp_path: Path) -> None:
     for seed in range(200):
         noise = np.random.default_rng(seed).normal(size=shape).cumsum(axis=0) * 0.05
         fake.__dict__["losses"] = wide.losses.copy(data=drift[:, None] + noise)
-        found = order_vs_drift.compute(fake).sel(against="held-out")
+        found = OrderVsDrift()(fake).sel(against="held-out")
         wrong += not found.overall_low.item() <= 0 <= found.overall_high.item()
     assert wrong <= 16, wrong
 
@@ -351,7 +367,7 @@ def test_planted_recovery_is_told_from_drift(wide: rp.Run, tmp_path: Path) -> No
             losses[visit - 5 : visit + 1, d] -= np.linspace(0, 0.3 + 0.01 * d, 6)
             expected.append(0.3 + 0.01 * d)
     run = planted(wide, tmp_path / "run", losses)
-    dataset = order_vs_drift.compute(run)
+    dataset = OrderVsDrift()(run)
     found = dataset.sel(against="held-out")
     assert found.overall.item() == pytest.approx(np.mean(expected), abs=1e-9)
     assert found.overall_low.item() > 0.3
@@ -359,12 +375,12 @@ def test_planted_recovery_is_told_from_drift(wide: rp.Run, tmp_path: Path) -> No
     assert found["size"].item() == pytest.approx(by_document.mean() / by_document.std(ddof=1))
     assert (
         "more than drift, as far as these documents tell"
-        in order_vs_drift.summary(dataset)["verdict"]
+        in OrderVsDrift().summary(dataset)["verdict"]
     )
 
 
 def test_stretches_in_which_the_control_trains_are_left_out(pair: rp.Run) -> None:
-    dataset = order_vs_drift.compute(pair, controls=pair.controls)
+    dataset = OrderVsDrift()(pair, *pair.controls)
     order = pair.controls[0].schedule.values
     left = 0
     for epoch, d in itertools.product((1, 2), range(5)):
@@ -378,17 +394,13 @@ def test_seeds_become_mean_spread_and_interval() -> None:
     values = np.random.default_rng(0).normal(size=(4, 3))
 
     def one(row: np.ndarray, p: float) -> xr.Dataset:
-        return xr.Dataset(
-            {
-                "score": ("epoch", row),
-                "score_low": ("epoch", row - 9),
-                "score_high": ("epoch", row + 9),
-                "score_p": ("epoch", np.full(3, p)),
-                "curve": ("epoch", row**2),
-                "reason": ("epoch", np.array([0, 1, 2])),
-            },
+        dataset = xr.Dataset(
+            {"curve": ("epoch", row**2), "reason": ("epoch", np.array([0, 1, 2]))},
             attrs={"unit": "documents"},
         )
+        score = Estimate(row, row - 9, row + 9, p=np.full(3, p))
+        estimate.put(dataset, "score", "epoch", score)
+        return dataset
 
     ps = [0.1, 0.2, 0.3, 0.4]
     found = across([one(row, p) for row, p in zip(values, ps, strict=True)])
@@ -410,13 +422,11 @@ def test_seeds_are_joined_at_equal_places_alone() -> None:
     def one(
         runs: list[str], times: list[int], values: list[float], **counts: list[int]
     ) -> xr.Dataset:
-        arrays = {
-            "score": (("run", "time"), np.tile(values, (len(runs), 1))),
-            "score_low": (("run", "time"), np.zeros((len(runs), len(values)))),
-            "score_high": (("run", "time"), np.ones((len(runs), len(values)))),
-            **{name: ("run", count) for name, count in counts.items()},
-        }
+        arrays = {name: ("run", count) for name, count in counts.items()}
         dataset = xr.Dataset(arrays, coords={"run": runs, "time": times})
+        row = np.tile(values, (len(runs), 1))
+        score = Estimate(row, np.zeros_like(row), np.ones_like(row))
+        estimate.put(dataset, "score", ("run", "time"), score)
         for name in counts:
             dataset[name].attrs["of_seeds"] = name.replace("_", " ")
         return dataset
@@ -431,7 +441,7 @@ def test_seeds_are_joined_at_equal_places_alone() -> None:
     assert found.score.values.tolist() == [[2, 4], [2, 4]]
     assert found.score_n.values.tolist() == [[2, 1], [2, 1]]
     assert "fewer where a seed has no value" in found.attrs["interval"]
-    records = estimates(found)["score"]
+    records = estimate.records(found)["score"]
     assert [r["n"] for r in records] == [2, 1, 2, 1]
     for other, message in (
         (one(names[::-1], [5, 10], [1.0, 2.0], sum=[0, 3], each=[0, 3]), "run is .*cyclic"),
@@ -447,7 +457,7 @@ def test_seeds_are_joined_at_equal_places_alone() -> None:
 
 
 def test_the_first_epoch_is_not_compared_with_itself(dense: rp.Run) -> None:
-    found = activation_similarity.compute(dense, permutations=9)
+    found = ActivationSimilarity(permutations=9)(dense)
     assert np.isnan(found.to_first.sel(epoch=1)).all()
     assert np.isnan(found.to_first_p.sel(epoch=1)).all()
     assert np.isfinite(found.to_first.sel(epoch=[2, 3])).all()
@@ -458,9 +468,9 @@ def test_activations_that_overflow_float16_are_refused(dense: rp.Run, tmp_path: 
     path = tmp_path / "run" / "record.zarr" / "residual_stream"
     zarr.open_group(path, mode="r+", use_consolidated=False)["final"][3, 2, 7] = np.inf
     run = rp.open_run(tmp_path / "run")
-    for analysis in (activation_similarity, step_sizes):
+    for analysis in (ActivationSimilarity(), StepSizes()):
         with pytest.raises(Missing, match="document 1 is not finite: its values do not fit"):
-            analysis.compute(run)
+            analysis(run)
 
 
 def test_short_documents_are_compared_up_to_their_end(tmp_path: Path) -> None:
@@ -474,7 +484,7 @@ def test_short_documents_are_compared_up_to_their_end(tmp_path: Path) -> None:
     streams = run.recorder("residual_stream").final.values[:, :length].astype("float64")
     assert length < run.record.sizes["position"]
     a, b = streams[2].ravel(), streams[9].ravel()
-    found = activation_similarity.compute(run, permutations=9).cosine.values[0, 2, 9]
+    found = ActivationSimilarity(permutations=9)(run).cosine.values[0, 2, 9]
     assert found == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-4)
 
 
@@ -488,13 +498,13 @@ def test_weights_of_other_times_than_asked_for(every: str, tmp_path: Path) -> No
     except rp.InputError:
         return  # not a time that a recorder can have
     if every in ("episode", "3 steps"):  # an episode has three
-        found = step_sizes.compute(run)
+        found = StepSizes()(run)
         assert np.isfinite(found.moved).all()
         assert np.isnan(found.path).all()
         return
-    for analysis in (step_sizes, weight_residuals, weight_cyclicity):
-        with pytest.raises(Missing, match=r"train again with --weight_deltas\.every step"):
-            analysis.compute(run)
+    for analysis in (StepSizes(), WeightResiduals(), WeightCyclicity()):
+        with pytest.raises(Missing, match=r"train again with --weight_deltas\.every episode"):
+            analysis(run)
 
 
 def test_groups_hold_every_module_once(pair: rp.Run) -> None:

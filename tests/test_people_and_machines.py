@@ -295,7 +295,8 @@ def half(tensor: torch.Tensor, *, hook: object) -> torch.Tensor:
 
 def test_an_edited_run_is_told_from_one_that_is_not(tmp_path: Path) -> None:
     """It is no control of one, and its model is not run again without the edit."""
-    from recovery_probe_analyses import gradient_similarity, pairwise_recovery
+    from recovery_probe_analyses.gradient_similarity import GradientSimilarity
+    from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery
 
     from recovery_probe.analyze import analyze
 
@@ -311,9 +312,9 @@ def test_an_edited_run_is_told_from_one_that_is_not(tmp_path: Path) -> None:
     assert edited.edits == ["half@blocks.0.hook_mlp_out in both (may edit)"]
     with pytest.raises(rp.InputError, match=r"differ in hooks \(\['half@"):
         analyze(edited, [plain])
-    for analysis in (gradient_similarity, pairwise_recovery):
+    for analysis in (GradientSimilarity, PairwiseRecovery):
         with pytest.raises(rp.Missing, match="is another network"):
-            analysis.compute(edited, from_checkpoint=True)
+            analysis(from_checkpoint=True)(edited)
 
 
 def test_copies_that_were_left_out_are_said(

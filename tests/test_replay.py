@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import xarray as xr
 from conftest import tiny
-from recovery_probe.analysis import across, module_groups
 from recovery_probe_analyses import gradient_similarity, pairwise_recovery
+from recovery_probe_analyses.gradient_similarity import GradientSimilarity
+from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery
 
 import recovery_probe as rp
 from recovery_probe import stats
+from recovery_probe.analyze.across import across
+from recovery_probe.analyze.analysis import Analysis
+from recovery_probe.analyze.modules import module_groups
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +55,9 @@ def test_cosines_are_those_of_separate_gradients(
     if not recorded:
         monkeypatch.setitem(run.__dict__, "recorders", ["gradients"])
         with pytest.raises(rp.InputError, match="document_gradients, or pass --from-checkpoint"):
-            gradient_similarity.compute(run)
-    found = gradient_similarity.compute(
-        run, from_checkpoint=not recorded, episodes=[5, 15], modules=True
-    )
+            GradientSimilarity()(run)
+    analysis = GradientSimilarity(from_checkpoint=not recorded, episodes=(5, 15), modules=True)
+    found = analysis(run)
     modules = run.gradients.module
     for time in (5, 15):
         exact = separate_gradients(run, time)
@@ -69,7 +73,7 @@ def test_cosines_are_those_of_separate_gradients(
 def test_modules_are_not_drawn_as_blocks(run: rp.Run) -> None:
     lines = []
     for modules in (False, True):
-        fig = gradient_similarity.plot(gradient_similarity.compute(run, modules=modules))
+        fig = GradientSimilarity().plot(GradientSimilarity(modules=modules)(run))
         lines.append([len(axes.lines) for axes in fig.axes])
     assert lines[0] == lines[1]
     assert max(lines[0]) == 3  # two blocks, and all modules
@@ -80,18 +84,30 @@ def test_planted_maps_give_back_their_structure() -> None:
     index = np.arange(T)
     apart = np.abs(index[:, None] - index)
     ring = 0.5 + 0.4 * np.cos(2 * np.pi * apart / T)
-    found = gradient_similarity._numbers(ring[None], T, 0).isel(group=0)
+
+    def numbers(cosine: np.ndarray, order: np.ndarray = index) -> xr.Dataset:
+        rng = np.random.default_rng(0)
+        return gradient_similarity._numbers(cosine[None], order, rng).isel(group=0)
+
+    found = numbers(ring)
+    ringed = found.drop_vars(("document", "other"))
     np.testing.assert_allclose(found.by_lag, 0.5 + 0.4 * np.cos(2 * np.pi * np.arange(1, 7) / T))
     assert found.near_minus_far.item() == pytest.approx(ring[0, 1] - ring[0, 6])
     assert found.distance_r.item() < -0.95
     assert found.distance_r_p.item() == 1 / 500
     hill = np.exp(-((index - 7) ** 2) / 8)
-    found = gradient_similarity._numbers(np.outer(hill, hill)[None], T, 0).isel(group=0)
+    found = numbers(np.outer(hill, hill))
     assert found.peak.item() == pytest.approx(7 / 11)
     assert found.peak_high - found.peak_low < 0.3
     noise = np.random.default_rng(0).normal(size=(T, T))
-    found = gradient_similarity._numbers((noise + noise.T)[None] / 9, T, 0).isel(group=0)
+    found = numbers((noise + noise.T) / 9)
     assert found.peak_high - found.peak_low > 0.5, "no peak in noise"
+    # Documents that come in another order: what counts is their place in it.
+    order = np.random.default_rng(1).permutation(T)
+    place = np.argsort(order)
+    found = numbers(ring[np.ix_(place, place)], order)
+    xr.testing.assert_equal(found.drop_vars(("document", "other")), ringed)
+    assert found.document.values.tolist() == order.tolist()
 
 
 def test_mantel_is_right_by_brute_force_and_under_noise() -> None:
@@ -106,8 +122,8 @@ def test_mantel_is_right_by_brute_force_and_under_noise() -> None:
 
 def test_drops_are_those_of_naive_copies(run: rp.Run) -> None:
     with pytest.raises(rp.InputError, match="pass --from-checkpoint"):
-        pairwise_recovery.compute(run)
-    found = pairwise_recovery.compute(run, from_checkpoint=True, episodes=[10])
+        PairwiseRecovery()(run)
+    found = PairwiseRecovery(from_checkpoint=True, episodes=(10,))(run)
     tokens = torch.tensor(run.record.tokens.values)
     for i in (0, 3):
         model = run.model_at(10)  # a copy for each document
@@ -149,11 +165,9 @@ def test_every_document_starts_from_the_same_weights(
 
 
 def test_they_work_over_seeds(run: rp.Run) -> None:
-    for module, options in (
-        (pairwise_recovery, {"from_checkpoint": True}),
-        (gradient_similarity, {}),
-    ):
-        one = module.compute(run, **options)
+    analyses: list[Analysis] = [PairwiseRecovery(from_checkpoint=True), GradientSimilarity()]
+    for analysis in analyses:
+        one = analysis(run)
         both = across([one, one])
-        module.plot(both)
-        assert "15 episodes" in module.summary(both)["verdict"]
+        analysis.plot(both)
+        assert "15 episodes" in analysis.summary(both)["verdict"]

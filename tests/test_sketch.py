@@ -105,3 +105,27 @@ def test_a_modules_sketch_is_of_weight_and_bias_together() -> None:
     torch.testing.assert_close(sketched[0], expected)
     both = torch.cat([tensors["a.weight"].flatten(), tensors["a.bias"]])
     torch.testing.assert_close(norm, torch.stack([both.norm(), tensors["b.weight"].norm()]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_long_and_short_vectors_and_missing_ones(dtype: torch.dtype) -> None:
+    """Each module is the sum of its own vectors' sketches, whoever was sketched before."""
+    shapes = {"a.weight": (70, 260), "a.bias": (70,), "b.weight": (FIRST,), "c.weight": (2, FIRST)}
+    tensors = {
+        name: vector(int(np.prod(shape)), i).view(shape).to(dtype)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    sketches = ModuleSketches(tensors, 31)
+    for chosen in (set(shapes), {"a.bias", "c.weight"}, {"a.weight"}, set(shapes)):
+        some = {name: tensor for name, tensor in tensors.items() if name in chosen}
+        sketched, norm = sketches(some)
+        for row, module in enumerate(sketches.modules):
+            own = {n: t.double().flatten() for n, t in some.items() if n.startswith(module)}
+            expected = sum(
+                (Sketch(n, t.numel(), 31)(t) for n, t in own.items()),
+                torch.zeros(31, dtype=torch.float64),
+            )
+            exact = torch.cat([torch.zeros(1, dtype=torch.float64), *own.values()]).norm()
+            tolerance = {"atol": 1e-4, "rtol": 1e-5}
+            torch.testing.assert_close(sketched[row].double(), expected, **tolerance)
+            torch.testing.assert_close(norm[row].double(), exact, **tolerance)

@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 from conftest import tiny
 from recovery_probe_analyses import token_recovery
+from recovery_probe_analyses.token_recovery import TokenRecovery
 
 import recovery_probe as rp
 from recovery_probe import plugins
@@ -57,7 +58,7 @@ def wave(run: rp.Run) -> np.ndarray:
 
 def test_planted_tokens_are_found(pair: rp.Run, plant: Plant) -> None:
     plant(wave(pair))
-    numbers = token_recovery.compute(pair, words=3).isel(run=0)
+    numbers = TokenRecovery(words=3)(pair).isel(run=0)
     per_token = np.mean([2 / 23] * 4 + [2 / 19]) * 2  # the shorter document has 19 tokens
     np.testing.assert_allclose(numbers.total_forgotten, per_token, atol=1e-3)
     np.testing.assert_allclose(numbers.total_regained, 0.75 * per_token, atol=1e-3)
@@ -89,7 +90,7 @@ def test_the_parts_add_up_to_the_documents_own(pair: rp.Run, plant: Plant) -> No
                 downs.append(max(wait) - wait[-1])
         forgotten += [np.mean(ups)] if ups else []
         regained += [np.mean(downs)] if downs else []
-    numbers = token_recovery.compute(pair).isel(run=0)
+    numbers = TokenRecovery()(pair).isel(run=0)
     np.testing.assert_allclose(numbers.total_forgotten, np.mean(forgotten), rtol=1e-9)
     np.testing.assert_allclose(numbers.total_regained, np.mean(regained), rtol=1e-9)
 
@@ -100,7 +101,7 @@ def test_noise_has_its_null(pair: rp.Run, plant: Plant) -> None:
     rng, found, naive = np.random.default_rng(0), [], []
     for _ in range(40):
         plant(wave(pair)[:, :, [3] * C] + rng.normal(0, 0.3, (ROWS, T + H, C)))
-        numbers = token_recovery.compute(pair).isel(run=0)
+        numbers = TokenRecovery()(pair).isel(run=0)
         found.append([float(numbers.concentration), float(numbers.correlation)])
         f, g, _ = token_recovery._waits(pair, 15)
         naive.append(np.corrcoef(f[0, 0, 1:], g[0, 0, 1:])[0, 1])
@@ -114,10 +115,10 @@ def test_only_falling_is_left_out_and_counted(pair: rp.Run, plant: Plant) -> Non
     losses = wave(pair)
     losses[:, 2] = np.linspace(5, 1, ROWS)[:, None]
     plant(losses)
-    assert int(token_recovery.compute(pair).left_out[0]) == 2
+    assert int(TokenRecovery()(pair).left_out[0]) == 2
     plant(np.broadcast_to(np.linspace(5, 1, ROWS)[:, None, None], (ROWS, T + H, C)))
     with pytest.raises(rp.InputError, match="no document has come back"):
-        token_recovery.compute(pair)
+        TokenRecovery()(pair)
 
 
 def test_a_control_that_stopped_early(
@@ -129,37 +130,39 @@ def test_a_control_that_stopped_early(
     plant(losses)
     done = property(lambda run: 10 if "shuffled" in str(run.path) else 15)
     monkeypatch.setattr(rp.Run, "episodes_done", done)
-    numbers = token_recovery.compute(pair, controls=pair.controls)
+    numbers = TokenRecovery()(pair, *pair.controls)
     expected = np.mean([2 / 23] * 4 + [2 / 19]) * 2
     np.testing.assert_allclose(numbers.total_forgotten[0], expected, atol=1e-3)
-    assert token_recovery.summary(numbers)["verdict"].startswith(
-        f"The runs are compared as far as {pair.controls[0].path} has got: 10 episodes."
+    assert (
+        TokenRecovery()
+        .summary(numbers)["verdict"]
+        .startswith(
+            f"The runs are compared as far as {pair.controls[0].path} has got: 10 episodes."
+        )
     )
 
 
 def test_what_it_lacks_is_said(pair: rp.Run, plant: Plant, tmp_path: Path) -> None:
     off = rp.fit(tiny(recorders=[], epochs=1), tmp_path / "off")
     with pytest.raises(rp.InputError, match="train again with --record token_losses"):
-        token_recovery.compute(off)
+        TokenRecovery()(off)
     plant(wave(pair))
     every = pair.recorder("token_losses").isel(episodes_done=slice(None, None, 5))
     pair_like: Any = rp.open_run(pair.path)
     pair_like.recorder = lambda name: every
     with pytest.raises(rp.InputError, match=r"--token_losses\.every episode"):
-        token_recovery.compute(pair_like)
-    with pytest.raises(rp.InputError, match="words = 0"):
-        token_recovery.compute(pair, words=0)
+        TokenRecovery()(pair_like)
 
 
 def test_two_epochs_have_no_other_epoch(tmp_path: Path, plant: Plant) -> None:
     run = rp.fit(tiny(epochs=2, recorders=[]), tmp_path / "run")
     plant(wave(run)[:11])
-    numbers = token_recovery.compute(run)
+    numbers = TokenRecovery()(run)
     assert np.isnan(numbers.concentration)
     assert np.isnan(numbers.correlation)
     assert np.isfinite(numbers.total_regained)
-    json.dumps(token_recovery.summary(numbers), allow_nan=False)
-    token_recovery.plot(numbers)
+    json.dumps(TokenRecovery().summary(numbers), allow_nan=False)
+    TokenRecovery().plot(numbers)
 
 
 def test_it_is_drawn_and_told(pair: rp.Run, plant: Plant) -> None:
@@ -167,17 +170,17 @@ def test_it_is_drawn_and_told(pair: rp.Run, plant: Plant) -> None:
     losses = wave(pair)
     losses[..., C - 1] = losses[..., 3] + losses[..., 3]
     plant(losses)
-    numbers = token_recovery.compute(pair, controls=pair.controls)
-    fig = token_recovery.plot(numbers)
+    numbers = TokenRecovery()(pair, *pair.controls)
+    fig = TokenRecovery().plot(numbers)
     fig.canvas.draw()
     assert "$\\frac{<b> ×4" in [t.get_text() for t in fig.axes[2].get_yticklabels()]
-    found = token_recovery.summary(numbers)
+    found = TokenRecovery().summary(numbers)
     assert found["words"]["regained"][0]["word"] == "$\\frac{<b>"
-    assert "a tenth" in token_recovery.ANALYSIS.null
+    assert "a tenth" in TokenRecovery.null
     assert "cyclic regains most at" in found["verdict"]
     both = rp.across([numbers, numbers])
-    token_recovery.plot(both)
-    json.dumps(token_recovery.summary(both), allow_nan=False)
+    TokenRecovery().plot(both)
+    json.dumps(TokenRecovery().summary(both), allow_nan=False)
     assert token_recovery.drawable("日本\x07") == "\\u65e5\\u672c\\x07"
 
 
@@ -186,7 +189,7 @@ def test_it_is_drawn_and_told(pair: rp.Run, plant: Plant) -> None:
 )
 def test_a_real_record(tmp_path: Path) -> None:
     run = rp.fit(tiny(control="shuffled", recorders=["token_losses"]), tmp_path / "run")
-    numbers = token_recovery.compute(run, controls=run.controls)
+    numbers = TokenRecovery()(run, *run.controls)
     T, losses, schedule = 5, run.losses.values, run.schedule.values
     tops = []
     for document in range(T):
@@ -194,5 +197,5 @@ def test_a_real_record(tmp_path: Path) -> None:
         waits = [losses[a + 1 : b + 1, document] for a, b in itertools.pairwise(turns)]
         tops.append(np.mean([w.max() - w[0] for w in waits if w.argmax() > 0]))
     np.testing.assert_allclose(numbers.total_forgotten[0], np.nanmean(tops), atol=0.01)
-    found = analyze(run, run.controls, [token_recovery.ANALYSIS])
+    found = analyze(run, run.controls, [TokenRecovery])
     assert "regains most at" in found["token_recovery"]["verdict"]

@@ -12,18 +12,17 @@ from annotated_types import Ge
 from einops import rearrange, reduce
 from numpy.typing import NDArray
 
-from recovery_probe import stats
+from recovery_probe import Analysis, InputError, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.needs import RUN, epochs, recorded
-from recovery_probe.errors import InputError, Missing
-from recovery_probe.record.run import Run
 from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 
 def once_an_epoch(_: Analysis, runs: Sequence[Run]) -> None:
@@ -101,21 +100,17 @@ class ActivationSimilarity(Analysis):
         within = np.diagonal(alike).copy()
         slope, p = stats.slope_with_p(within)
         grams = _grams(run, len(epochs))
-        layers = np.arange(grams.shape[1])
-        cka = rearrange(
-            stats.debiased_cka(
-                rearrange(grams, "epoch layer document other -> (epoch layer) document other")
-            ),
-            "(epoch layer) (other_epoch other_layer) -> epoch layer other_epoch other_layer",
-            layer=len(layers),
-            other_layer=len(layers),
-        )
+        layers, rng = np.arange(grams.shape[1]), generator(run.config.seed, "permutations")
+        to_first, to_first_p = stats.cka_to_first(grams, rng, self.permutations)
         dataset = xr.Dataset(
             {
                 "cosine": (("episodes_done", "other"), cosine),
                 "alike": (("epoch", "other_epoch"), alike),
                 "within": ("epoch", within),
-                "cka": (("epoch", "layer", "other_epoch", "other_layer"), cka),
+                "cka": (
+                    ("epoch", "layer", "other_epoch", "other_layer"),
+                    stats.debiased_cka(grams),
+                ),
             },
             coords={
                 "episodes_done": np.arange(len(cosine)),
@@ -127,7 +122,7 @@ class ActivationSimilarity(Analysis):
             },
         )
         estimate.put(dataset, "growth", (), Estimate(slope, p=p))
-        estimate.put(dataset, "to_first", ("epoch", "layer"), self._to_first(run, cka, grams))
+        estimate.put(dataset, "to_first", ("epoch", "layer"), Estimate(to_first, p=to_first_p))
         return dataset
 
     def _stream(self, run: Run) -> xr.DataArray:
@@ -144,16 +139,6 @@ class ActivationSimilarity(Analysis):
             last = recorded.sizes["layer"] - 1
             raise InputError(f"layer = {self.layer}: the layers are 0 to {last}")
         return recorded.focal.isel(layer=self.layer)
-
-    def _to_first(self, run: Run, cka: stats.Floats, grams: stats.Floats) -> Estimate:
-        """(epoch, layer): CKA of each epoch with the first."""
-        value = np.diagonal(cka[:, :, 0], axis1=1, axis2=2).copy()
-        value[0] = np.nan  # itself
-        rng, null = generator(run.config.seed, "permutations"), []
-        for _ in range(self.permutations):
-            order = rng.permutation(grams.shape[-1])
-            null.append(stats.cka_with(grams, grams[:1][..., order, :][..., order]))
-        return Estimate(value, p=stats.permutation_p(value, np.stack(null)))
 
     @plots.styled
     def plot(self, dataset: xr.Dataset) -> Figure:
@@ -234,11 +219,7 @@ def _grams(run: Run, epochs: int) -> stats.Floats:
         if streams.ndim == 4:  # all positions
             pairs = zip(streams, document.tolist(), strict=True)
             streams = np.stack([real(run, s, d).astype("float32").mean(axis=1) for s, d in pairs])
-        by_document = rearrange(
-            streams[np.argsort(document)], "document layer width -> layer document width"
-        )
-        by_document = by_document.astype("float64")
-        grams.append(
-            by_document @ rearrange(by_document, "layer document width -> layer width document")
-        )
+        by_document = streams[np.argsort(document)].astype("float64")
+        layers = rearrange(by_document, "document layer width -> layer document width")
+        grams.append(layers @ rearrange(layers, "layer document width -> layer width document"))
     return stats.u_centred(np.stack(grams))

@@ -12,21 +12,20 @@ import xarray as xr
 from einops import rearrange
 from numpy.typing import NDArray
 
-from recovery_probe import stats
+from recovery_probe import Analysis, InputError, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate, of_mean
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, checkpoints
-from recovery_probe.errors import InputError, Missing
 from recovery_probe.record.labels import Labels
 from recovery_probe.record.layout import module_coords
-from recovery_probe.record.run import Run
 from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 RECORDER = "document_gradients"
 
@@ -54,7 +53,7 @@ class GradientSimilarity(Analysis):
     # the block whose attention is a group of its own; the middle one when not given
     block: int | None = None
     # after how many episodes; all times that there are when not given
-    episodes: tuple[int, ...] | None = None
+    episodes: tuple[int, ...] = ()
     # each module is a group too
     modules: bool = False
     # run the model again where gradients were not recorded, which takes torch and time
@@ -97,7 +96,7 @@ class GradientSimilarity(Analysis):
         ]
         done = common(runs)
         known = sorted(t for t in set.intersection(*map(set, of_runs)) if t <= done)
-        for time in self.episodes or ():
+        for time in self.episodes:
             if time not in known:
                 raise InputError(
                     f"{runs[0].path}: no gradients after {time} episodes; there are some after "
@@ -105,7 +104,7 @@ class GradientSimilarity(Analysis):
                 )
         if not known:
             raise Missing(f"{runs[0].path}: no time at which the controls have gradients too")
-        return known if self.episodes is None else list(self.episodes)
+        return list(self.episodes) or known
 
     def _of_run(self, run: Run, times: Sequence[int], order: stats.Ints) -> xr.Dataset:
         parts = []

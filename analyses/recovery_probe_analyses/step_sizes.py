@@ -11,19 +11,19 @@ import xarray as xr
 from einops import rearrange, reduce
 from numpy.typing import NDArray
 
-from recovery_probe import stats
+from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, recorded
-from recovery_probe.record.run import Run
 from recovery_probe_analyses.activation_similarity import focal_document, real
 from recovery_probe_analyses.weight_residuals import flat, updates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 ACTIVATION = "activation"
 
@@ -159,12 +159,10 @@ def _paths(run: Run, total: int, groups: Iterable[NDArray[np.bool_]]) -> stats.F
     where norms of several steps' updates at once were recorded."""
     norm, M = run.recorder("weight_deltas").norm.load(), run.config.steps
     norm = norm.sel(step=norm.step < total * M)
-    steps = [np.linalg.norm(norm.values[:, which], axis=1) for which in groups]
+    steps = [np.linalg.norm(norm.values[:, which], axis=1).astype(float) for which in groups]
     if len(norm) < total * M:
         return np.full((len(steps), total), np.nan)
-    return np.stack(
-        [reduce(s.astype(float), "(episode step) -> episode", "sum", step=M) for s in steps]
-    )
+    return np.stack([reduce(s, "(episode step) -> episode", "sum", step=M) for s in steps])
 
 
 def _changes(final: stats.Floats) -> stats.Floats:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 import xarray as xr
 from annotated_types import Ge
 
-from recovery_probe import stats
+from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.needs import RUN, recorded
-from recovery_probe.errors import Missing
-from recovery_probe.record.run import Run
 from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from recovery_probe import Run
+
 STRETCHES = 32  # of positions, at most
 SHOWN = 12  # words in the figure
 BY = ("forgotten", "regained")
 NATS, PER_TOKEN, FIRST = {"units": "nats"}, {"units": "nats per token"}, {"of_seeds": "the first"}
+Waits: TypeAlias = tuple[stats.Floats, stats.Floats, int]  # of `stats.token_waits`
 # Byte-level and SentencePiece tokenizers write a space as Ġ or ▁, a line's end as Ċ.
 VISIBLE = str.maketrans(
     {" ": "␣", "Ġ": "␣", "▁": "␣", "\n": "⏎", "Ċ": "⏎", "\t": "⇥", "ĉ": "⇥", "\r": "␍"}
@@ -93,8 +93,7 @@ class TokenRecovery(Analysis):
             unit="documents",
             interval="95% percentile bootstrap over documents",
         )
-        values = [(forgotten, regained) for forgotten, regained, _ in waits.values()]
-        return dataset.merge(_words(runs[0], values, self.words))
+        return dataset.merge(_words(runs[0], list(waits.values()), self.words))
 
     @plots.styled
     def plot(self, dataset: xr.Dataset) -> Figure:
@@ -131,15 +130,14 @@ class TokenRecovery(Analysis):
                 f"what it regains by {r}"
             )
 
-        first = dataset.isel(run=0)
-        most = ", ".join(
-            f"{w['word']} (×{w['count']})" for w in _list(first.sel(by="regained"))[:5]
-        )
+        top = dataset.isel(run=0, rank=slice(5)).sel(by="regained")
+        counts = zip(top.word.values, top.word_count.values, strict=True)
+        most = ", ".join(f"{word} (×{count})" for word, count in counts if count)
         clauses = "; ".join(words.by_run(dataset, clause))
-        return f"{clauses}. {first.run.item()} regains most at {most}."
+        return f"{clauses}. {top.run.item()} regains most at {most}."
 
 
-def _waits(run: Run, episodes: int) -> tuple[stats.Floats, stats.Floats, int]:
+def _waits(run: Run, episodes: int) -> Waits:
     """`stats.token_waits` of those that end within the first `episodes`."""
     losses = run.recorder("token_losses").loss  # float16, (row, document, position)
     trained = losses[: episodes + 1, : run.config.documents.count].values
@@ -174,37 +172,32 @@ def _numbers(
     return dataset
 
 
-def _words(run: Run, waits: Iterable[tuple[stats.Floats, stats.Floats]], count: int) -> xr.Dataset:
+def _words(run: Run, waits: Sequence[Waits], count: int) -> xr.Dataset:
     """The words of the first run's largest sums, and every run's sums of them."""
     text = run.recorder("token_losses").token[: run.config.documents.count].values.astype(object)
     known, which = np.unique(text, return_inverse=True)
-    which = which.reshape(text.shape)
-    waits = list(waits)
     counted = np.isfinite(waits[0][1]).any(axis=1)
     places = np.bincount(which[counted], minlength=len(known))
-    sums = np.array(  # (run, forgotten and regained, word)
-        [[stats.sums_by_word(values, which, len(known)) for values in nats] for nats in waits]
-    )
-    ranks = np.argsort(-sums[0], axis=-1, kind="stable")[:, :count]  # (by, rank)
+    sums = np.array([[stats.sums_by_word(v, which, len(known)) for v in w[:2]] for w in waits])
+    # sums: (run, forgotten and regained, word); ranks: (by, rank)
+    ranks = np.argsort(-sums[0], axis=-1, kind="stable")[:, :count]
     lists = sums[:, :, ranks]  # (run, forgotten and regained, by, rank)
     own = lists[:, range(2), range(2)] / sums.sum(axis=-1)[..., None]
     visible = [[known[w].translate(VISIBLE) for w in row] for row in ranks]
-
-    def padded(values: Any, nothing: Any) -> Any:  # as many ranks for every seed
-        ends = [(0, 0)] * (np.ndim(values) - 1) + [(0, count - ranks.shape[1])]
-        return np.pad(values, ends, constant_values=nothing)
-
-    by_run = ("run", "by", "rank")
-    return xr.Dataset(
+    by_rank, by_run = ("by", "rank"), ("run", "by", "rank")
+    dataset = xr.Dataset(
         {
-            "word": (("by", "rank"), padded(np.array(visible, dtype=object), ""), FIRST),
-            "word_count": (("by", "rank"), padded(places[ranks], 0), FIRST),
-            "word_forgotten": (by_run, padded(lists[:, 0], np.nan), FIRST | NATS),
-            "word_regained": (by_run, padded(lists[:, 1], np.nan), FIRST | NATS),
-            "word_share": (by_run, padded(own, np.nan), FIRST),
+            "word": (by_rank, np.array(visible, dtype=object), FIRST),
+            "word_count": (by_rank, places[ranks], FIRST),
+            "word_forgotten": (by_run, lists[:, 0], FIRST | NATS),
+            "word_regained": (by_run, lists[:, 1], FIRST | NATS),
+            "word_share": (by_run, own, FIRST),
         },
-        coords={"by": list(BY), "rank": np.arange(1, count + 1)},
+        coords={"by": list(BY), "rank": np.arange(ranks.shape[1]) + 1},
     )
+    # As many ranks for every seed.
+    nothing = {"word": "", "word_count": 0}
+    return dataset.reindex(rank=np.arange(count) + 1, fill_value=nothing)
 
 
 def _list(part: xr.Dataset) -> list[dict[str, Any]]:

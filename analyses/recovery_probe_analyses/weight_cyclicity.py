@@ -9,20 +9,20 @@ import numpy as np
 import xarray as xr
 from annotated_types import Ge
 
-from recovery_probe import stats
+from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, recorded
-from recovery_probe.record.run import Run
 from recovery_probe.seeds import generator
 from recovery_probe_analyses.weight_residuals import updates, vectors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 TESTED = ("period_share", "cycle_share", "order", "turns", "tightening")
 DIMS = {

@@ -11,18 +11,18 @@ from annotated_types import Ge
 from einops import rearrange
 from numpy.typing import NDArray
 
-from recovery_probe import stats
+from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, recorded
-from recovery_probe.record.run import Run
 from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recovery_probe import Run
 
 
 @dataclass(frozen=True)

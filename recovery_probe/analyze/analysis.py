@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import xarray as xr
 
-from recovery_probe.analyze import estimate
+from recovery_probe.analyze import estimate, groups
 from recovery_probe.errors import Missing
 from recovery_probe.plugins import Plugin
 
@@ -37,13 +37,18 @@ class Analysis(Plugin, ABC):
     `Recovery()(run, *run.controls)`.
     """
 
-    group: ClassVar[str] = "analyses"
+    # Texts may be wrapped anywhere.
     question: ClassVar[str]
     null: ClassVar[str]  # what it would show if there were no effect
     blind_spot: ClassVar[str]  # what it cannot tell apart
     # What it needs of a run and its controls, the run itself first. One that needs nothing, a
     # simulation, is computed without any run, when it is named and not otherwise.
     needs: ClassVar[tuple[Need, ...]] = (RUN,)
+
+    def __init_subclass__(cls) -> None:
+        for name, text in list(vars(cls).items()):
+            if name in ("question", "null", "blind_spot"):
+                setattr(cls, name, " ".join(text.split()))
 
     def __call__(self, *runs: Run) -> xr.Dataset:
         """What `compute` makes of a run and its controls. Raises `Missing` where they lack what it
@@ -52,10 +57,15 @@ class Analysis(Plugin, ABC):
             need(self, runs)
         return self.compute(*runs)
 
-    @abstractmethod
     def compute(self, *runs: Run) -> xr.Dataset:
         """Numbers of a run, which comes first, and its controls, with dimensions, units and how
-        they were made."""
+        they were made: those of each, side by side, where no more is to be done."""
+        episodes = groups.common(runs)
+        return groups.beside(runs, lambda run: self.of_run(run, episodes))
+
+    def of_run(self, run: Run, episodes: int) -> xr.Dataset:
+        """Numbers of one of them, of as many episodes as all have done."""
+        raise NotImplementedError
 
     @abstractmethod
     def plot(self, dataset: xr.Dataset) -> Figure:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -104,13 +105,28 @@ def _read(source: Source, address: str) -> Iterator[Text | Tokens]:
     try:
         for document in source.read(address):
             if not isinstance(document, Text | Tokens):
-                raise InputError(f"source {source.name} gave a {type(document).__name__}")
+                raise InputError(
+                    f"source {source.name} gave a {type(document).__name__}, and not a Text or "
+                    "Tokens"
+                )
+            if isinstance(document, Tokens):
+                _check_ids(source, document)
             if isinstance(document, Tokens) or document.text.strip():
                 yield document
     except InputError:
         raise
     except AUTHORS as error:
         raise InputError(f"source {source.name} failed: {reason(error)}") from error
+
+
+def _check_ids(source: Source, document: Tokens) -> None:
+    """Raise `InputError` for a token that no vocabulary has."""
+    for token in document.ids:
+        if not (isinstance(token, Integral) and 0 <= token <= np.iinfo(np.int32).max):
+            raise InputError(
+                f"source {source.name}: {document.name}: token {token!r}; expected whole numbers "
+                "from 0"
+            )
 
 
 def first_tokens(

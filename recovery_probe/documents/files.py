@@ -29,6 +29,8 @@ class Files(Source):
     field: str = "text"
 
     def read(self, address: str) -> Iterator[Text | Tokens]:
+        if not address:
+            raise InputError("documents.source names no file or folder")
         path = Path(address).expanduser()
         if path.is_dir():
             return _folder(path)
@@ -71,6 +73,8 @@ def _token_rows(path: Path) -> Iterator[Tokens]:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: cannot be read as an array: {error}") from None
+    if not isinstance(rows, np.ndarray):
+        raise InputError(f"{path}: cannot be read as an array: it holds several")
     if rows.ndim != 2 or rows.dtype.kind not in "iu":
         raise InputError(
             f"{path}: {rows.dtype} of shape {rows.shape}; expected token ids, whole numbers, "
@@ -79,4 +83,6 @@ def _token_rows(path: Path) -> Iterator[Tokens]:
     for number, row in enumerate(rows):
         past = np.flatnonzero(row < 0)
         end = int(past[0]) if len(past) else len(row)
+        if (row[end:] >= 0).any():
+            raise InputError(f"{path}: row {number} has tokens past its end, at position {end}")
         yield Tokens(f"{path.name}:{number}", tuple(row[:end].tolist()))

@@ -19,6 +19,7 @@ class Lee(Source):
     name = "lee"
 
     def read(self, address: str) -> Iterator[Text]:
+        self.alone(address)
         # Only the file is wanted: importing gensim takes seconds.
         spec = importlib.util.find_spec("gensim")
         if spec is None or spec.origin is None:

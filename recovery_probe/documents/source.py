@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from recovery_probe.errors import InputError
 from recovery_probe.plugins import Plugin
 
 
@@ -34,3 +35,10 @@ class Source(Plugin):
         """Every document, in the source's own order. `address` is what stands behind the source's
         name and a colon in `documents.source`. Raises `InputError`."""
         raise NotImplementedError
+
+    def alone(self, address: str) -> None:
+        """Raise `InputError` for an address, where a source has none."""
+        if address:
+            raise InputError(
+                f"documents.source: {self.name} takes nothing behind its name; got {address!r}"
+            )

@@ -15,6 +15,7 @@ class PythonTopics(Source):
     name = "python-topics"
 
     def read(self, address: str) -> Iterator[Text]:
+        self.alone(address)
         return python_topics()
 
 

@@ -10,33 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from einops import pack
+from einops import pack, rearrange
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from recovery_probe.errors import InputError
 from recovery_probe.models import text
 from recovery_probe.models.text import Inputs
-
-
-def skip_idle_statistics(module: Any) -> None:
-    """Let a norm of the bridge go straight to Hugging Face's own while nobody hooks its scale or
-    its normalized input. TransformerLens 4.3 works both out at every pass, for nobody: half of
-    what the bridge costs a small model. The output is the same tensor; a version that has no such
-    method is left alone.
-    """
-    full = getattr(module, "_hf_autograd_forward_with_hooks", None)
-    if full is None:
-        return
-    points = (module.hook_scale, module.hook_normalized)
-
-    def forward(x: Tensor) -> Tensor:
-        norm = module.original_component
-        if norm is None or any(p.fwd_hooks or p.bwd_hooks for p in points):
-            return full(x)
-        return norm(x).to(x.dtype)
-
-    module._hf_autograd_forward_with_hooks = forward
 
 
 def live_parameters(bridge: Any, inputs: Inputs) -> dict[str, Parameter]:
@@ -71,7 +51,7 @@ def joint_attentions(bridge: Any) -> list[Any]:
     return [a for a in attentions if hasattr(a, "split_qkv_matrix") and hasattr(a, "qkv")]
 
 
-def split_parts(attention: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+def split_parts(attention: Any) -> tuple[nn.Linear, ...]:
     """The linear maps to queries, keys and values that stand for a joint one."""
     return tuple(part.original_component for part in (attention.q, attention.k, attention.v))
 
@@ -93,6 +73,17 @@ def rejoined(bridge: Any) -> dict[int, Tensor]:
             whole.view(-1)[places[shapes]], _ = pack(parts, "*")
             joined[id(joint)] = whole
     return joined
+
+
+def output_places(attention: Any) -> tuple[Tensor, ...]:
+    """Where the outputs of q, of k and of v stand among those of the joint map."""
+    parts = split_parts(attention)
+    whole = _places(attention, "weight").cpu()
+    first = rearrange(whole, "(output input) -> output input", input=parts[0].in_features)[:, 0]
+    # Row and column in the joint weight: one is the output, the other is input 0.
+    shape = attention.qkv.original_component.weight.shape
+    places = torch.stack(torch.unravel_index(first, shape)).sum(0)
+    return places.split([part.out_features for part in parts])
 
 
 def _places(attention: Any, kind: str) -> Tensor:

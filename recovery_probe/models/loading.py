@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from recovery_probe.errors import InputError
-from recovery_probe.models import bridge, init, sources, text
+from recovery_probe.models import attention, bridge, init, sources, text
+from recovery_probe.models.bypass import Bypass
 from recovery_probe.models.devices import lent_generators, pick_device
 from recovery_probe.models.model import Model
 from recovery_probe.models.sources import name_of, refused
@@ -68,13 +69,17 @@ def _bridge(hf_model: Any, tokenizer: Any, settings: Settings) -> Model:
             # Not boot_transformers: that one looks the tokenizer up on the hub.
             lens = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
             lens.tokenizer = tokenizer
-            for module in lens.modules():
-                bridge.skip_idle_statistics(module)
+            if wanted.attention != "eager":
+                hf_model.set_attn_implementation(wanted.attention)  # TransformerLens takes eager
+                attention.leave_to_hugging_face(lens)
             modules = {id(m): m for top in (lens, hf_model) for m in top.modules()}
             lens.train(False)
             live = bridge.live_parameters(lens, probe)
-            model = Model(lens, tokenizer, live, tensors, tuple(modules.values()))
-            bridged = _training_logits(model.train, lambda: model.logits(probe), device)
+            model = Model(lens, tokenizer, live, tensors, tuple(modules.values()), Bypass(lens))
+            bridged = _training_logits(model.train, lambda: text.logits(lens, probe), device)
+            direct = _training_logits(model.train, lambda: model.logits(probe), device)
+            if not torch.equal(bridged, direct):  # then every pass takes the bridge's own way
+                model.bypass.places.clear()
             _check_faithful(model, plain, bridged, probe, wanted)
             _check_saved(model, wanted)
     finally:
@@ -122,8 +127,8 @@ def _check_saved(model: Model, wanted: ModelSettings) -> None:
     one of the Hugging Face tensors, a part of one in the same memory (Phi-3's gate), or rejoined.
     """
     saved = {t.untyped_storage().data_ptr() for t in model._hf_tensors.values()}
-    for attention in bridge.joint_attentions(model.bridge):
-        for part in bridge.split_parts(attention):
+    for joint in bridge.joint_attentions(model.bridge):
+        for part in bridge.split_parts(joint):
             saved |= {p.untyped_storage().data_ptr() for p in part.parameters()}
     memory = {name: p.untyped_storage().data_ptr() for name, p in model.parameters.items()}
     if lost := [name for name, place in memory.items() if place not in saved]:

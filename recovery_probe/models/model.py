@@ -13,6 +13,7 @@ from torch.nn import Parameter
 
 from recovery_probe.errors import InputError
 from recovery_probe.models import bridge, text
+from recovery_probe.models.bypass import Bypass
 from recovery_probe.models.text import Inputs
 
 
@@ -27,6 +28,7 @@ class Model:
     # Hugging Face name -> tensor, as they were before bridging; joint matrices are stale.
     _hf_tensors: dict[str, Tensor]
     _modules: tuple[nn.Module, ...]  # every module of the bridge, once
+    bypass: Bypass  # of what nobody watches
 
     def train(self, training: bool = True) -> None:
         """Training mode (dropout), or evaluation mode. As `bridge.train(training)`, which takes
@@ -57,7 +59,8 @@ class Model:
 
     def logits(self, inputs: Inputs) -> Tensor:
         """(documents, C, vocabulary), in the network's own number format."""
-        return text.logits(self.bridge, inputs)
+        with self.bypass():
+            return text.logits(self.bridge, inputs)
 
     def token_losses(self, inputs: Inputs, shown: Inputs | None = None) -> Tensor:
         """(documents, C): cross-entropy of the token at each position given those before it,

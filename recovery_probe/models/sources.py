@@ -33,7 +33,16 @@ def load(wanted: ModelSettings) -> tuple[Any, Any]:
 
     Raises `InputError` when it cannot be had.
     """
-    model, tokenizer = _random(wanted) if wanted.source == "random" else _pretrained(wanted)
+    try:
+        model, tokenizer = _random(wanted) if wanted.source == "random" else _pretrained(wanted)
+    except InputError as error:
+        if "scaled_dot_product_attention" in str(error.__cause__):
+            raise InputError(
+                f"model.attention = {wanted.attention!r}: transformers has none of "
+                f"{wanted.architecture if wanted.source == 'random' else wanted.source}; use "
+                "--model.attention eager"
+            ) from None
+        raise
     return model.to(getattr(torch, wanted.dtype)), tokenizer
 
 
@@ -95,7 +104,7 @@ def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
                 **where,
                 config=config,
                 dtype=getattr(torch, wanted.dtype),
-                attn_implementation="eager",
+                attn_implementation=wanted.attention,
                 use_safetensors=None if path.suffix == ".gguf" else True,
                 output_loading_info=True,
             )
@@ -165,7 +174,7 @@ def _random(wanted: ModelSettings) -> tuple[Any, Any]:
         _check_sizes(config, sizes, wanted)
         _set_dropout(config, wanted)
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", trust_remote_code=False
+            config, attn_implementation=wanted.attention, trust_remote_code=False
         )
     return model, train_tokenizer(wanted.vocabulary)
 

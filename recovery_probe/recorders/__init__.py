@@ -24,8 +24,6 @@ from recovery_probe.record.layout import STEP as STEP
 from recovery_probe.record.layout import Array as Array
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from recovery_probe.training import Training
 
 Rows = Mapping[str, Any] | None  # array name -> its row at this moment

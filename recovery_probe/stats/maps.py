@@ -101,12 +101,30 @@ def u_centred(gram: Floats) -> Floats:
 
 
 def debiased_cka(centred: Floats) -> Floats:
-    """(m, m) linear CKA between m representations, from their U-centred (m, n, n) matrices."""
-    flat = rearrange(centred, "layer document other -> layer (document other)")
-    return cosines(flat @ flat.T)
+    """(epoch, layer, epoch, layer): linear CKA between representations of the same documents, from
+    their U-centred (epoch, layer, n, n) matrices."""
+    flat = rearrange(centred, "epoch layer document other -> (epoch layer) (document other)")
+    return rearrange(
+        cosines(flat @ flat.T),
+        "(epoch layer) (epoch2 layer2) -> epoch layer epoch2 layer2",
+        layer=centred.shape[1],
+        layer2=centred.shape[1],
+    )
 
 
-def cka_with(centred: Floats, other: Floats) -> Floats:
-    """(…,): linear CKA of each of (…, n, n) U-centred matrices with the (…, n, n) `other`."""
-    product = (centred * other).sum(axis=(-1, -2))
-    return product / np.sqrt((centred**2).sum(axis=(-1, -2)) * (other**2).sum(axis=(-1, -2)))
+def cka_to_first(
+    centred: Floats, rng: np.random.Generator, permutations: int
+) -> tuple[Floats, Floats]:
+    """(epoch, layer): linear CKA of each epoch with the first at one layer, NaN for the first
+    itself; and its one-sided p-value, of giving the documents of the first in random order."""
+    first, size = centred[:1], np.sqrt((centred**2).sum(axis=(-1, -2)))
+
+    def cka(order: Ints) -> Floats:
+        ordered = first[..., order, :][..., order]
+        return (centred * ordered).sum(axis=(-1, -2)) / (size * size[:1])
+
+    documents = centred.shape[-1]
+    value = cka(np.arange(documents))
+    value[0] = np.nan
+    null = np.stack([cka(rng.permutation(documents)) for _ in range(permutations)])
+    return value, permutation_p(value, null)

@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_loop.py [--shape quickstart large] [--rounds 9] [--profile]
 
 One process; the loops take turns, three episodes each, round after round, with an evaluation of
-all T + H documents first and after each episode. The floor is the bare loop with eager
-attention, which the bridge forces; SDPA is printed beside it. Ratios are of medians.
+all T + H documents first and after each episode. Both kinds of attention are measured, each
+against the bare loop with the same one. Ratios are of the loops of one round, in seconds of the
+processor that the process took: what others do on the machine meanwhile tells less in them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import argparse
 import cProfile
 import itertools
+import os
 import pstats
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ SHAPES = {
     "quickstart": {"control": "none"},
     "large": {
         "control": "none",
+        "steps": 2,
         "model": {"width": 576, "depth": 30, "heads": 9},
         "documents": {"count": 4, "held_out": 1, "tokens": 128, "min_tokens": 128},
     },
@@ -97,40 +100,48 @@ def ours(
 def measure(name: str, rounds: int, profile: bool) -> None:
     # A small step: hours on three documents must not end in losses and gradients of 0.
     settings = rp.preset("quickstart", optimizer={"lr": 1e-6}, **SHAPES[name])
-    model = models.load(settings)
-    docs = documents.load(settings, model.tokenize)
-    times: dict[str, list[float]] = {"ours": [], "eager": [], "sdpa": []}
     with tempfile.TemporaryDirectory() as aside:
-        model.save(Path(aside) / "weights")
-        loops: dict[str, Prepare] = {"ours": ours(settings, model, docs, Path(aside))}
+        loops: dict[str, Prepare] = {}
         for attention in ("eager", "sdpa"):
-            tokens = torch.tensor(docs.tokens)
-            loops[attention] = bare(settings, tokens, Path(aside) / "weights", attention)
-        for turn in range(rounds + 1):  # the first warms up
-            for loop, prepare in loops.items():
+            own = replace(settings, model=replace(settings.model, attention=attention))
+            model = models.load(own)
+            docs = documents.load(own, model.tokenize)
+            weights = Path(aside) / attention
+            model.save(weights)
+            loops[f"ours, {attention}"] = ours(own, model, docs, Path(aside) / f"runs-{attention}")
+            loops[f"bare, {attention}"] = bare(own, torch.tensor(docs.tokens), weights, attention)
+        times = {loop: np.zeros(rounds) for loop in loops}
+        for turn in range(-1, rounds):  # the first warms up
+            for loop, prepare in sorted(loops.items(), reverse=bool(turn % 2)):
                 timed = prepare(PLAN)
-                start = time.perf_counter()
+                start = time.process_time()
                 timed()
-                if turn:
-                    times[loop].append(time.perf_counter() - start)
+                if turn >= 0:
+                    times[loop][turn] = time.process_time() - start
         if profile:
-            timed = loops["ours"](PLAN)
+            timed = loops["ours, eager"](PLAN)
             with cProfile.Profile() as seen:
                 timed()
             pstats.Stats(seen).sort_stats("tottime").print_stats(25)
     print(
         f"{name}: {settings.model.depth} blocks, {settings.model.width} wide, "
         f"{docs.tokens.shape[1]} tokens, {len(docs.tokens)} documents, M = {settings.steps}, "
-        f"{torch.get_num_threads()} threads, {rounds} rounds"
+        f"{torch.get_num_threads()} threads, {rounds} rounds; load {os.getloadavg()[0]:.1f}"
     )
-    medians = {loop: statistics.median(seconds) for loop, seconds in times.items()}
     for loop, seconds in times.items():
+        low, middle, high = np.quantile(seconds, [0.25, 0.5, 0.75]) * 1e3
+        print(f"  {loop:<11} {middle:9.1f} ms (quartiles {low:.1f} to {high:.1f})")
+    for ours_, other in (
+        ("ours, eager", "bare, eager"),
+        ("ours, sdpa", "bare, sdpa"),
+        ("ours, eager", "bare, sdpa"),
+    ):
+        low, middle, high = np.quantile(times[ours_] / times[other], [0.25, 0.5, 0.75])
         print(
-            f"  {loop:<6} {medians[loop] * 1e3:9.1f} ms "
-            f"({min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f})"
+            f"  {ours_} / {other}: {middle:.3f} by round (quartiles {low:.3f} to {high:.3f}), "
+            f"{times[ours_].min() / times[other].min():.3f} at their best",
+            flush=True,
         )
-    for loop in ("eager", "sdpa"):
-        print(f"  ours / {loop}: {medians['ours'] / medians[loop]:.3f}")
 
 
 if __name__ == "__main__":

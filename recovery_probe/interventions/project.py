@@ -1,0 +1,182 @@
+"""Gradients or updates without what they have in given directions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from recovery_probe.errors import HookError, InputError
+from recovery_probe.interventions import Edit, Intervention, Step
+from recovery_probe.spelling import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recovery_probe.training import Training
+
+DEPENDENT = 1e-6  # part of a direction that is outside of those before it, at least
+NOTHING = 1e-5  # part of a vector that must remain of it for its norm to be given back
+
+
+@dataclass
+class Project(Intervention):
+    """Takes away, from every gradient or every update of the weights, its component in the span of
+    k given directions. A direction lies in the space of all weights: it is spread over the
+    parameters that are named, and 0 in the others."""
+
+    name = "project"
+
+    # safetensors file of the directions: TransformerLens name of a parameter -> (k, *its shape)
+    directions: str = ""
+    # gradient: before the optimizer sees it; update: what the optimizer did to the weights
+    of: Literal["gradient", "update"] = "gradient"
+    # scale what remains, of all parameters, to the norm that the whole had
+    keep_norm: bool = False
+
+    @classmethod
+    def along(cls, directions: Mapping[str, Tensor], **settings: Any) -> Self:
+        """Along directions that are at hand in a notebook. The settings tell them apart from
+        others, and cannot bring them back."""
+        tensors = {name: tensor.detach().cpu() for name, tensor in sorted(directions.items())}
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in tensors.items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.double().numpy().tobytes())
+        made = cls(directions=f"notebook:{digest.hexdigest()}", **settings)
+        made.tensors = tensors
+        return made
+
+    def start(self, training: Training) -> tuple[Edit, ...]:
+        self.parameters = training.model.parameters
+        if not hasattr(self, "tensors"):
+            self.tensors = self._read()
+        self._check()
+        self.basis = self._orthonormal()
+        return ()
+
+    def gradients(self, step: Step) -> None:
+        if self.of == "gradient":
+            whole = {name: p.grad for name, p in self._moving(step).items()}
+            for name, rest in self._outside(whole, step).items():
+                whole[name].copy_(rest)
+
+    def before_step(self, step: Step) -> None:
+        if self.of == "update":
+            names = self.parameters if self.keep_norm else self.basis
+            self.before = {name: self.parameters[name].detach().clone() for name in names}
+
+    def weights(self, step: Step) -> None:
+        if self.of == "update":
+            moving = self._moving(step)
+            whole = {n: p.detach() - self.before[n] for n, p in moving.items()}
+            for name, rest in self._outside(whole, step).items():
+                moving[name].detach().copy_(self.before[name] + rest)
+
+    def _moving(self, step: Step) -> Mapping[str, Any]:
+        """The parameters whose gradient or update changes. Raises `HookError` where directions lie
+        in one that is held fixed: taking their component away would move it."""
+        names = self.parameters if self.keep_norm else self.basis
+        moving = {n: self.parameters[n] for n in names if self.parameters[n].grad is not None}
+        if fixed := [name for name in self.basis if name not in moving]:
+            raise HookError(
+                f"intervention project, in step {step.index}: {fixed[0]} has no gradient, as if it "
+                "were held fixed; leave it out of the directions"
+            )
+        return moving
+
+    def _outside(self, whole: Mapping[str, Tensor], step: Step) -> dict[str, Tensor]:
+        """What remains of a vector, in float32 at least; `whole` and this by parameter."""
+        import torch
+        from einops import einsum
+
+        each = [
+            einsum(basis, whole[name].flatten().to(basis), "direction value, value -> direction")
+            for name, basis in self.basis.items()
+        ]
+        along = torch.stack(each).sum(0)
+        rest = dict(whole)
+        for name, basis in self.basis.items():
+            inside = einsum(along, basis, "direction, direction value -> value")
+            rest[name] = whole[name] - inside.view_as(whole[name])
+        if not self.keep_norm:
+            return rest
+        before, after = (
+            torch.stack([t.float().norm() for t in tensors.values()]).norm()
+            for tensors in (whole, rest)
+        )
+        if after < NOTHING * before:
+            raise HookError(
+                f"intervention project, in step {step.index}: nothing of the {self.of} is outside "
+                "its directions, so that its norm cannot be kept"
+            )
+        return {name: tensor * (before / after) for name, tensor in rest.items()}
+
+    @property
+    def _where(self) -> str:
+        return f"project.directions = {self.directions!r}"
+
+    def _read(self) -> Mapping[str, Tensor]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not self.directions:
+            raise InputError("project.directions: no file given")
+        if self.directions.startswith("notebook:"):
+            raise InputError(
+                f"{self._where}: directions of a notebook; pass them to fit again, or name a file "
+                "(safetensors.torch.save_file)"
+            )
+        try:
+            return load_file(self.directions)
+        except FileNotFoundError:
+            raise InputError(f"{self._where}: no such file") from None
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{self._where}: cannot be read as safetensors: {error}") from error
+
+    def _check(self) -> None:
+        """Raise `InputError` for directions that are not in the space of this network's weights."""
+        if not self.tensors:
+            raise InputError(f"{self._where}: there are none")
+        for name, tensor in self.tensors.items():
+            if name not in self.parameters:
+                near = nearest(name, self.parameters)
+                raise InputError(f"{self._where}: the network has no parameter {name!r}{near}")
+            shape = tuple(self.parameters[name].shape)
+            if tuple(tensor.shape[1:]) != shape or not len(tensor):
+                raise InputError(
+                    f"{self._where}: {name} has shape {tuple(tensor.shape)}; expected (k, "
+                    f"{', '.join(map(str, shape))}), k directions"
+                )
+            if not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise InputError(
+                    f"{self._where}: {name} holds values that are no finite real numbers"
+                )
+        counts = {name: len(tensor) for name, tensor in self.tensors.items()}
+        if len({*counts.values()}) > 1:
+            pairs = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise InputError(f"{self._where}: every parameter needs as many directions: {pairs}")
+
+    def _orthonormal(self) -> dict[str, Tensor]:
+        """Parameter -> (direction, value): an orthonormal basis of the directions' span, where
+        the parameter is. Raises `InputError` unless they are independent."""
+        import torch
+        import torch.nn.functional as F
+        from einops import pack, rearrange, unpack
+
+        flat, sizes = pack([t.double() for t in self.tensors.values()], "direction *")
+        unit = flat / flat.norm(dim=1, keepdim=True)
+        basis, mixing = torch.linalg.qr(rearrange(unit, "direction value -> value direction"))
+        # The diagonal: what part of a direction is outside of those before it.
+        for i, part in enumerate(F.pad(mixing.diagonal().abs(), (0, len(flat) - len(mixing)))):
+            if not part > DEPENDENT:
+                raise InputError(f"{self._where}: direction {i} is 0, or made of those before it")
+        parts = unpack(rearrange(basis, "value direction -> direction value"), sizes, "direction *")
+        return {
+            name: rearrange(part, "direction ... -> direction (...)").to(
+                self.parameters[name].device,
+                torch.promote_types(self.parameters[name].dtype, torch.float32),
+            )
+            for name, part in zip(self.tensors, parts, strict=True)
+        }
