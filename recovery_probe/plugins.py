@@ -34,7 +34,7 @@ AUTHORS = (Exception, SystemExit)  # what the code of a plug-in may raise, whoev
 class Plugin:
     """The base of every plug-in's class."""
 
-    group: ClassVar[str]  # of entry points: recorders, interventions, schedules, …
+    group: ClassVar[str] = ""  # of entry points: recorders, interventions, schedules, …
     name: str
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT

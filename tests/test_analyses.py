@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import cut, planted, tiny
+from conftest import cut, planted, tiny, training
 from matplotlib.figure import Figure
 from recovery_probe_analyses import recovery
 from recovery_probe_analyses.loss_curves import LossCurves
@@ -19,7 +22,7 @@ from recovery_probe_analyses.online_loss import OnlineLoss
 from recovery_probe_analyses.recovery import Recovery
 
 import recovery_probe as rp
-from recovery_probe import plugins
+from recovery_probe import plugins, stats
 from recovery_probe.analyze import analyze, estimate
 from recovery_probe.analyze.groups import match, seeds_and_controls
 from recovery_probe.analyze.perform import instance
@@ -425,3 +428,82 @@ def test_no_verdict_comes_of_nothing(name: str, pair: rp.Run) -> None:
     assert "not defined" in told or "there is no score" in told
     for claim in ("can be told", "chance does not give", "more than", "less than the"):
         assert claim not in told.replace("nats more than", ""), told
+
+
+@pytest.fixture(scope="module")
+def uneven(pair: rp.Run, tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
+    """A run whose schedule has document 0 five times, and document 4 once."""
+    path = tmp_path_factory.mktemp("uneven") / "run"
+    shutil.copytree(pair.path, path)
+    training(path)["document_of_episode"][:] = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 0, 2, 4, 3, 0]
+    return rp.open_run(path)
+
+
+def test_an_uneven_schedule_has_its_losses_and_says_what_it_lacks(
+    uneven: rp.Run, pair: rp.Run, tmp_path: Path
+) -> None:
+    summary = analyze(uneven, pair.controls, out=tmp_path)
+    assert {"recovery", "loss_curves", "token_recovery"} <= set(summary["analyses"])
+    assert "equally often" in summary["not_done"]["online_loss"]
+    assert not [why for why in summary["not_done"].values() if why.startswith("failed")]
+    assert "No picture yet" not in (tmp_path / "report.html").read_text()
+    dataset = xr.open_zarr(tmp_path / "analyses" / "recovery.zarr")
+    schedule, losses = uneven.schedule.values, uneven.losses.values
+    turns = np.flatnonzero(schedule == 2)
+    for n, (this, following) in enumerate(itertools.pairwise(turns)):
+        wait = losses[this + 1 : following + 1, 2]
+        forgotten = wait.max() - wait[0]
+        expected = (wait.max() - wait[-1]) / forgotten if forgotten > 0.01 else np.nan
+        np.testing.assert_allclose(dataset.document_score[0, n, 2], expected)
+    assert (dataset.reason.values[0, :, 4] == stats.NO_TURN).all(), "it does not come back"
+    assert (dataset.reason.values[1, 2:] == stats.NO_TURN).all(), "the control has two waits"
+
+
+def test_one_without_a_run(tmp_path: Path, pair: rp.Run) -> None:
+    """A simulation is an analysis like others, and the page is about it alone."""
+    words = ["--analysis", "toy_model", "--format", "html", "md", "--out", str(tmp_path)]
+    main(["analyze", *words])
+    summary = json.loads((tmp_path / "analyses" / "summary.json").read_text())
+    assert list(summary["analyses"]) == ["toy_model"]
+    assert summary["runs"] == {}
+    for kind in ("html", "md"):
+        text = (tmp_path / f"report.{kind}").read_text()
+        assert summary["toy_model"]["verdict"] in text
+        assert "No picture" not in text
+        assert "Controls" not in text
+        assert "What it was made of" not in text
+    with pytest.raises(rp.Missing, match="recovery needs a run directory"):
+        analyze([], analyses=["recovery"], out=tmp_path)
+    with pytest.raises(rp.InputError, match="needs a run directory; train one first, or see"):
+        analyze([], out=tmp_path)
+    with pytest.raises(rp.InputError, match="a control of no run"):
+        analyze([], [pair], out=tmp_path)
+
+
+def test_a_class_that_is_no_whole_analysis_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from recovery_probe import Analysis\n"
+        "class Mute(Analysis):\n    name = 'mute'\n"
+        "class Blind(Analysis):\n    name = question = null = blind_spot = 'blind'\n"
+        "other = 3\n"
+    )
+    for name, why in (
+        ("Mute", "its class says no question, no null, no blind_spot"),
+        ("Blind", "abstract.* plot"),
+        ("other", "neither an Analysis nor a class of them"),
+    ):
+        with pytest.raises(rp.InputError, match=f"{name}.*{why}"):
+            instance(f"{file}:{name}")
+
+
+def test_their_settings_are_read_without_what_draws_and_computes() -> None:
+    """So that --help and --list are fast."""
+    code = (
+        "import sys; from recovery_probe import plugins\n"
+        "for name in plugins.installed('analyses'): plugins.find('analyses', name, type)\n"
+        "slow = {'torch', 'transformers', 'scipy', 'matplotlib', 'jinja2', 'zarr'}\n"
+        "print(slow & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -37,6 +37,7 @@ class Analysis(Plugin, ABC):
     `Recovery()(run, *run.controls)`.
     """
 
+    group: ClassVar[str] = "analyses"
     # Texts may be wrapped anywhere.
     question: ClassVar[str]
     null: ClassVar[str]  # what it would show if there were no effect

@@ -113,6 +113,7 @@ def analyze(
         "analyses": {name: about[name] for name in sorted(about, key=_order)},
         "not_done": not_done,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "summary.json", summary)
     for kind in formats:
         text = report.WRITERS[kind](groups, summary, folder)
