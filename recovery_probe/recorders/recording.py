@@ -332,13 +332,13 @@ def find(settings: Settings) -> list[Recorder]:
 
 def _check_passes(recorders: Iterable[Recorder], interventions: Interventions) -> None:
     """Raise `InputError` for numbers of another network than the one that is trained."""
-    edits = [name for name, edits in interventions.edits.items() if edits]
+    editing = interventions.editing
     for recorder in recorders:
-        if edits and recorder.makes_passes:
+        if editing and recorder.makes_passes:
             raise InputError(
-                f"intervention {edits[0]} changes activations, and recorder {recorder.name} makes "
-                "passes of its own, without that: what it records would be of another network; "
-                f"leave it out: --no-record {recorder.name}"
+                f"intervention {editing[0]} changes activations, and recorder {recorder.name} "
+                "makes passes of its own, without that: what it records would be of another "
+                f"network; leave it out: --no-record {recorder.name}"
             )
 
 
