@@ -38,12 +38,12 @@ if __name__ == "__main__":
     run = rp.open_run(sys.argv[1])
     print(f"{'analysis':<24}{'CPU s':>8}{'peak GB':>9}")
     for name in sorted(plugins.installed("analyses")):
-        analysis = plugins.find("analyses", name, rp.Analysis)
-        if analysis.stand_alone:
+        analysis = plugins.find("analyses", name)()
+        if not analysis.needs:
             continue
         began = time.process_time()
         try:
-            analysis.compute(run)
+            analysis(run)
         except Missing:
             continue
         print(f"{name:<24}{time.process_time() - began:8.1f}{peak():9.2f}")

@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_capture.py [--shape quickstart large] [--epochs 1]
 
 Two processes train side by side and take turns, one episode each, so that a machine that slows
-down slows both: one waits while the other works. Ratios are of sums; the quartiles are of the
-ratios of single episodes. Bytes are those on disk, checkpoints apart.
+down slows both: one waits while the other works. Times are seconds of the processor that each
+process took. Ratios are of sums; the quartiles are of the ratios of single episodes. Bytes are
+those on disk, checkpoints apart.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ class Turns(Progress):
         self.pipe, self.seconds = pipe, list[float]()
         self.pipe.send("ready")
         self.pipe.recv()
-        self.since = time.perf_counter()
+        self.since = time.process_time()
 
     def due(self, done: int) -> bool:
-        self.seconds.append(time.perf_counter() - self.since)
+        self.seconds.append(time.process_time() - self.since)
         if done < self.episodes:
             self.pipe.send("ready")
             self.pipe.recv()
-        self.since = time.perf_counter()
+        self.since = time.process_time()
         return False
 
 
