@@ -79,7 +79,7 @@ def find(group: str, plugin: str | type) -> type[Any]:
     """
     found = load(group, plugin) if isinstance(plugin, str) else plugin
     if not (isinstance(found, type) and issubclass(found, Plugin) and found.group == group):
-        what = found.__name__ if isinstance(found, type) else f"a {type(found).__name__}"
+        what = found.__name__ if isinstance(found, type) else f"of type {type(found).__name__}"
         raise InputError(f"{plugin!r} is {what}, and not a class of {group}")
     if not isinstance(getattr(found, "name", None), str):
         raise InputError(f"{plugin!r}: class {found.__name__} has no name: name = '...'")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recovery_probe import config, documents, models, stats
 from recovery_probe.documents import Documents
-from recovery_probe.errors import InputError
+from recovery_probe.errors import InputError, Missing
 from recovery_probe.models import Model
 from recovery_probe.moments import Step
 from recovery_probe.optimizers import Optimizer
@@ -69,8 +69,12 @@ class Training:
         documents as recorded, its schedule and losses so far, the optimizer in a fresh state. On a
         device of this machine's, whatever the run was trained on (the run's own when it is there).
 
-        Raises `Missing` when there is no such checkpoint.
+        Raises `Missing` when there is no such checkpoint, or the record has not got so far.
         """
+        if episodes_done > run.episodes_done:
+            raise Missing(
+                f"{run.path}: {run.episodes_done} episodes are committed, and not {episodes_done}"
+            )
         model = run.model_at(episodes_done, device or "auto")
         training = cls._of(run.config, model, _recorded(run), run.timeline, run.path)
         training.rows[: episodes_done + 1] = run.losses.values[: episodes_done + 1]

@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny
 
 import recovery_probe as rp
-from recovery_probe import plugins
+from recovery_probe import config, plugins
 from recovery_probe.cli import main
 
 SMALL = [
@@ -71,7 +71,15 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
         ("quickstart --epochs 0", "epochs = 0: should be greater than or equal to 1"),
         ("quickstart --optimizer.lr 0", "optimizer.lr = 0.0: should be greater than 0"),
         ("quickstart --optimizer.lr -0.1", "optimizer.lr = -0.1: should be greater than 0"),
-        ("quickstart --optimizer.name rmsprop", "'sgd', 'adam', 'adamw'"),
+        ("quickstart --optimizer.name rmsprop", "'rmsprop'; installed: adam, adamw, sgd"),
+        ("quickstart --optimizer.name adm", "did you mean 'adam'"),
+        ("quickstart --optimizer.betas 0.9 0.9", "--optimizer.betas; it is a setting of adam"),
+        ("quickstart --schedule.keep_first false", "it is a setting of shuffled"),
+        ("quickstart --control shufled", "did you mean 'shuffled'"),
+        ("quickstart --control cyclic", "compare a cyclic run with itself; use --control none"),
+        ("quickstart --record gradient", "did you mean 'gradients'"),
+        ("quickstart --intervene gradients", "no interventions plug-in 'gradients'"),
+        ("quickstart --no-record attention_patterns", "not on; on are token_losses"),
         ("quickstart --optimizer.reset maybe", "maybe"),
         ("quickstart --out", "--out"),
         ("quickstart --documents.count 500", "need 505 documents"),
@@ -103,7 +111,7 @@ def test_wrong_train(here: Path, capsys: pytest.CaptureFixture[str], words: str,
         ("RUN --analysis recoverry", "did you mean 'recovery'"),
         ("RUN --analysis nowhere.py:ANALYSIS", "no such file"),
         ("RUN --analysis mine.py:ANALYSIS", "defines no 'ANALYSIS'"),
-        ("RUN --analysis mine.py:NOT_ONE", "is an int, not an Analysis"),
+        ("RUN --analysis mine.py:NOT_ONE", "is of type int, and not a class of analyses"),
         ("RUN --analysis broken.py:ANALYSIS", "half done"),
         ("TWO", "it holds the runs one, two"),
         ("RUN --lst", "unknown setting --lst; did you mean 'list'"),
@@ -143,9 +151,8 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         main(["train", "quickstart", "--help"])
     assert not stop.value.code
     out = capsys.readouterr().out
-    from recovery_probe import config
-
-    assert all(f"--{name}" in out for name in config.names())
+    every = {group: plugins.ours(group) for group in config.LISTS}
+    assert all(f"--{name}" in out for name in config.flat(rp.preset("quickstart", **every)))
     assert "usage: recovery-probe train quickstart" in out
     assert "python -m recovery_probe.train quickstart --out" in out, "an example"
     plain = " ".join(out.replace("│", " ").split())
@@ -155,7 +162,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_readmes_command_end_to_end(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error::UserWarning", "-m", "recovery_probe.train"]
-    command += ["quickstart", "--out", "out", *SMALL, "--schedule.keep_first", "false"]
+    command += ["quickstart", "--out", "out", *SMALL]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path / "out")) == ["cyclic", "shuffled"]
@@ -183,6 +190,30 @@ def test_the_readmes_command_end_to_end(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/cyclic/analyses/summary.json").read_text()) == summary
 
 
+def test_a_control_with_settings_of_its_own(tmp_path: Path, pair: rp.Run) -> None:
+    """Trained by itself, it is put beside the run that it is for."""
+    (tmp_path / "run.toml").write_text(config.to_toml(pair.config))
+    base = ["train", "--config", str(tmp_path / "run.toml"), "--recorders", "token_losses"]
+    other = ["--schedule.kind", "shuffled", "--schedule.keep_first", "false"]
+    main([*base, "--out", str(tmp_path / "free"), *other])
+    free = rp.open_run(tmp_path / "free")
+    assert free.config.schedule.own == {"keep_first": False}
+    assert (free.schedule.values[::5] > 0).any()
+    main(
+        [
+            "analyze",
+            str(pair.path),
+            str(free.path),
+            "--analysis",
+            "recovery",
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    summary = json.loads((tmp_path / "analyses" / "summary.json").read_text())
+    assert summary["controls"] == [str(free.path)]
+
+
 def test_config_of_a_run_starts_another(pair: rp.Run, tmp_path: Path) -> None:
     out = tmp_path / "again"
     main(["train", "--config", str(pair.path / "config.toml"), "--out", str(out), "--epochs", "2"])
@@ -198,7 +229,7 @@ def test_divergence_has_its_own_exit_code(
             ["train", "quickstart", *SMALL, "--optimizer.lr", "1e30", "--out", str(tmp_path / "x")]
         )
     assert stop.value.code == 1
-    assert "try a smaller optimizer.lr" in capsys.readouterr().err
+    assert "try a smaller learning rate (optimizer.lr)" in capsys.readouterr().err
     assert rp.open_run(tmp_path / "x" / "cyclic").status == "diverged"
 
 
@@ -211,7 +242,7 @@ def test_console_script_is_installed() -> None:
 
 def test_several_seeds_make_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1, 2):
-        rp.fit(tiny(seed=seed, control="shuffled"), tmp_path / f"seed{seed}")
+        rp.fit(tiny(seed=seed), tmp_path / f"seed{seed}", control="shuffled")
     runs = [str(tmp_path / f"seed{seed}" / "cyclic") for seed in (0, 1, 2)]
     with pytest.raises(SystemExit) as stop:
         main(["analyze", *runs])
@@ -224,7 +255,7 @@ def test_several_seeds_make_one_report(tmp_path: Path, capsys: pytest.CaptureFix
     assert summary["analyses"]["order_vs_drift"]["unit"] == "3 seeds"
     assert "The unit is 3 seeds" in summary["order_vs_drift"]["verdict"]
     single = [rp.open_run(path) for path in runs]
-    scores = [plugins.find("analyses", "recovery", rp.Analysis).compute(r).score for r in single]
+    scores = [plugins.find("analyses", "recovery")()(run).score for run in single]
     mean = sum(float(s.sel(reading="per_document").isel(run=0, epoch=1)) for s in scores) / 3
     together_score = summary["recovery"]["per_document"]["score_by_epoch"][1]
     assert together_score == pytest.approx(mean, abs=1e-5)
@@ -238,29 +269,31 @@ def test_options_of_analyses(
     pair: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["analyze", str(pair.path), "--analysis", "weight_residuals", "--out", str(tmp_path)]
-    main([*base, "--set", "weight_residuals.permutations=19"])
+    main([*base, "--weight_residuals.permutations", "19"])
     summary = json.loads((tmp_path / "analyses" / "summary.json").read_text())
     assert "19 rotations" in summary["analyses"]["weight_residuals"]["p"]
     capsys.readouterr()
-    for word, message in (
-        ("weight_residuals.permutation=9", "did you mean 'permutations'"),
-        ("weight_residual.permutations=9", "not among weight_residuals"),
-        ("permutations=9", "expected NAME.OPTION=VALUE"),
+    for words, message in (
+        ("weight_residuals.permutation=9", "did you mean 'weight_residuals.permutations'"),
+        ("weight_residual.permutations=9", "did you mean 'weight_residuals.permutations'"),
+        ("permutations=9", "did you mean 'weight_residuals.permutations'"),
+        ("weight_residuals.permutations=many", "--weight_residuals.permutations"),
+        ("weight_residuals.permutations=0", "weight_residuals.permutations = 0"),
     ):
         with pytest.raises(SystemExit) as stop:
-            main([*base, "--set", word])
+            main([*base, f"--{words}"])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
 
 
 def test_toy_model_needs_no_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["analyze", "--toy", "--out", "toy", "--set", "toy_model.seeds=2"])
+    main(["analyze", "--analysis", "toy_model", "--out", "toy", "--toy_model.seeds", "2"])
     told = capsys.readouterr().out
     assert "diverges" in told
-    assert {"toy_model.png", "toy_model.svg", "toy_model.json"} <= set(os.listdir("toy"))
-    with pytest.raises(SystemExit):
-        main(["analyze", "run", "--toy"])
-    assert "--toy is a simulation of its own" in capsys.readouterr().err
+    kinds = {f"toy_model.{kind}" for kind in ("png", "svg", "pdf", "zarr")}
+    assert {*kinds, "summary.json"} <= set(os.listdir("toy/analyses"))
+    assert (here / "toy" / "report.html").exists()
+    assert "--out DIR" in fails(capsys, ["analyze", "--analysis", "toy_model"])
 
 
 def test_a_users_own_folder_called_analyses_is_in_nobodys_way(here: Path) -> None:

@@ -154,8 +154,8 @@ def test_every_document_starts_from_the_same_weights(
     models = []
     model_at = rp.Run.model_at
 
-    def seen(self: rp.Run, episodes_done: int) -> object:
-        models.append(model_at(self, episodes_done))
+    def seen(self: rp.Run, episodes_done: int, device: str) -> object:
+        models.append(model_at(self, episodes_done, device))
         return models[-1]
 
     monkeypatch.setattr(rp.Run, "model_at", seen)

@@ -25,9 +25,9 @@ from recovery_probe.documents import Documents
 from recovery_probe.errors import InputError
 from recovery_probe.record import labels, store
 from recovery_probe.record.blank import about, create, lay_out
-from recovery_probe.record.folder import is_run
+from recovery_probe.record.folder import checkpoint_folder, checkpoints, is_run
 from recovery_probe.record.layout import TRAINING, Array, Timeline
-from recovery_probe.record.run import Run
+from recovery_probe.record.run import Run, open_run
 from recovery_probe.settings import Settings
 
 PACKAGES = ("recovery_probe", "torch", "transformers", "transformer-lens", "numpy", "zarr")
@@ -92,8 +92,7 @@ class Writer:
             writer.provenance = {
                 "status": "running",
                 "started": store.now(),
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
+                **_process(),
                 **provenance,
                 **_versions(),
             }
@@ -107,21 +106,27 @@ class Writer:
     @classmethod
     def reopen(cls, path: Path, done: int) -> Self:
         """Go on with a run after `done` episodes, of those it has committed: what it has of later
-        ones does not count any more, and will be written over.
+        ones does not count any more, and will be written over; checkpoints after them go.
 
         Raises `InputError` while somebody writes there, or where it has not got so far.
         """
-        lock = store.lock(path, holder(path))
+        lock = store.lock(path, open_run(path).holder)
         try:
             run = Run(path)
             if not 0 <= done <= run.episodes_done:
                 raise InputError(f"{path}: has {run.episodes_done} episodes, and not {done}")
             writer = cls(path, path, run.timeline, lock)
-            writer.provenance = run.provenance | {"status": "running", "pid": os.getpid()}
+            writer.provenance = run.provenance | {"status": "running", **_process()}
             store.write_json(path / "provenance.json", writer.provenance)
             writer.group = zarr.open_group(writer.record, mode="r+", use_consolidated=False)
+            writer.group.attrs["status"] = "running"
+            store.consolidate(writer.record)
             writer._count(done + 1)
+            for later in checkpoints(path):
+                if later > done:
+                    shutil.rmtree(checkpoint_folder(path, later))
         except BaseException:
+            (path / "lock").unlink(missing_ok=True)
             lock.release()
             raise
         return writer
@@ -243,6 +248,10 @@ def holder(path: Path) -> str:
         return Run(path).holder
     except InputError:
         return "another process"
+
+
+def _process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def _umask() -> int:

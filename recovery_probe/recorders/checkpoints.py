@@ -45,6 +45,7 @@ class Checkpoints(Recorder):
         aside = folder.with_name(folder.name + ".partial")
         shutil.rmtree(aside, ignore_errors=True)
         episode.model.save(aside)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that begins again
         os.replace(aside, folder)
         for old in checkpoints(self.path)[: -self.keep] if self.keep else []:
             shutil.rmtree(checkpoint_folder(self.path, old))

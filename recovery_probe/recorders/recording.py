@@ -127,16 +127,17 @@ class _AtWork:
         self.rows.clear()
         self.seconds += time.perf_counter() - start
 
-    def missing(self, episodes: int) -> dict[str, int]:
-        """Array -> rows that were due after that many episodes, and not given."""
+    def missing(self, start: int, episodes: int) -> dict[str, int]:
+        """Array -> rows that were due, from a start after some episodes to an end after others,
+        and not given."""
         counts = {}
         for name, array in self.layout.arrays.items():
-            due, end = self.due[array.time], episodes + 1
+            due, first, end = self.due[array.time], start and start + 1, episodes + 1
             if array.time == STEP:
-                end = episodes * self.steps
+                first, end = start * self.steps, episodes * self.steps
             if array.covers == "stretch":  # due at its last step
                 due = np.append(due[1:], self.total) - 1
-            counts[name] = int((due < end).sum()) - len(self.given[name])
+            counts[name] = int(((first <= due) & (due < end)).sum()) - len(self.given[name])
         return {name: count for name, count in counts.items() if count > 0}
 
 
@@ -156,7 +157,7 @@ class Recording:
         _check_passes(recorders, interventions)
         self.at_work = [_AtWork(recorder, training) for recorder in recorders]
         self._check_points()
-        self.committed = 0  # episodes
+        self.start = self.committed = training.done  # episodes
         self.seal: Seal | None = None  # while it is being checked
         self.token_losses: list[Tensor] = []
 
@@ -312,7 +313,7 @@ class Recording:
                 "seconds": round(w.seconds, 3),
                 "share": round(w.seconds / seconds, 4) if seconds else None,
             }
-            missing = w.missing(self.committed)
+            missing = w.missing(self.start, self.committed)
             if missing:
                 said[w.name]["rows_missing"] = missing
         return {"recorders": said}

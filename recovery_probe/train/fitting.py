@@ -29,7 +29,7 @@ from recovery_probe.recorders.recording import Recording
 from recovery_probe.settings import Settings
 from recovery_probe.train.announce import announce
 from recovery_probe.train.loop import train
-from recovery_probe.train.plan import Point, controls_of, with_control
+from recovery_probe.train.plan import Point, check_plan, controls_of, with_control
 from recovery_probe.train.progress import Progress
 from recovery_probe.training import Training
 
@@ -50,7 +50,7 @@ def fit(
 
     With `control`, the name of another schedule (`shuffled`), `out` gets one folder per schedule,
     `out/cyclic` and `out/shuffled`, and the cyclic run is returned; `run.controls` holds the other.
-    Instead of settings, a plan of any number of runs: the first is returned.
+    Instead of settings, a plan of any number of runs, made in this order: the first is returned.
 
     `interventions` change training, after those that the settings name: objects, of which each run
     gets a copy, or pairs of a hook-point pattern and a TransformerLens hook function that returns
@@ -102,10 +102,16 @@ def _planned(
         plan = with_control(settings, as_path(out), control)
         if len(plan) > 1 and is_run(as_path(out)):
             raise InputError(f"{out}: holds a run already; with a control, choose another --out")
+    elif out is not None or control is not None:
+        raise InputError(
+            "a plan says itself where its runs go and which are controls: no out, no control"
+        )
     else:
         plan = [replace(p, path=as_path(p.path)) for p in settings]
         plan = [replace(p, settings=config.check(p.settings)) for p in plan]
-    return [replace(point, settings=_intervened(point.settings, given)) for point in plan]
+    plan = [replace(point, settings=_intervened(point.settings, given)) for point in plan]
+    check_plan(plan)
+    return plan
 
 
 def _intervened(settings: Settings, given: Sequence[Intervention]) -> Settings:
