@@ -146,6 +146,7 @@ class GradientSimilarity(Analysis):
             label="cosine of gradients",
             x="document",
             y="document",
+            extend="max",
             vmin=-top,
             vmax=top,
         )
