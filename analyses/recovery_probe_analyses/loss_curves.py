@@ -39,30 +39,49 @@ class LossCurves(Analysis):
 
     name = "loss_curves"
     question = "How does the loss of a document rise and fall between two episodes on it?"
-    null = (
-        "Plain forgetting: the loss jumps down at each episode on the document, then climbs or "
-        "stays until the next one."
-    )
-    blind_spot = (
-        "One focal document is one case, and a smooth average can hide that documents "
-        "differ. A fall that the held-out documents share is general improvement, not anticipation."
-    )
+    null = """Plain forgetting: the loss jumps down at each episode on the document, then climbs or
+    stays until the next one."""
+    blind_spot = """One focal document is one case, and a smooth average can hide that documents
+    differ. A fall that the held-out documents share is general improvement, not anticipation."""
 
     def compute(self, *runs: Run) -> xr.Dataset:
-        T = runs[0].config.documents.count
+        dataset = super().compute(*runs)
+        dataset["before"] = dataset.before.fillna(-1).astype(int)  # of fewer visits
+        return dataset
+
+    def of_run(self, run: Run, episodes: int) -> xr.Dataset:
+        T = run.config.documents.count
         focal = T // 2 if self.focal is None else self.focal
         if not 0 <= focal < T:
             raise InputError(f"focal = {focal}: the documents trained on are 0 to {T - 1}")
-        dataset = groups.beside(
-            runs,
-            lambda run: _of_run(run, focal),
-            focal=focal,
-            focal_name=str(runs[0].record.name.values[focal]),
-            units="nats per token",
-            interval="95% bootstrap over documents",
+        losses, schedule = run.losses.values, run.schedule.values
+        before = stats.turns(schedule, T)[focal]
+        dataset = xr.Dataset(
+            {
+                "focal": ("episodes_done", losses[:, focal]),
+                "before": ("visit", before),
+                "trained": ("episodes_done", losses[:, :T].mean(axis=1)),
+                "held_out": ("episodes_done", stats.mean_of_counted(losses[:, T:])),
+            },
+            coords={"episodes_done": np.arange(len(losses)), "visit": 1 + np.arange(len(before))},
+            attrs={
+                "focal": focal,
+                "focal_name": str(run.record.name.values[focal]),
+                "units": "nats per token",
+                "interval": "95% bootstrap over documents",
+            },
         )
-        dataset["before"] = dataset.before.fillna(-1).astype(int)  # of fewer visits
-        return dataset
+        aligned = Estimate(*np.full((3, len(losses) - T + 1), np.nan))
+        if stats.is_periodic(schedule, T):
+            each = stats.shift_aligned(losses[:, :T], schedule).T  # (T, rows)
+            bounds = stats.bootstrap_interval(
+                lambda drawn: stats.resampled_means(each, drawn),
+                T,
+                generator(run.config.seed, "bootstrap"),
+            )
+            aligned = Estimate(each.mean(axis=0), *bounds)
+        estimate.put(dataset, "aligned", "shifted", aligned)
+        return dataset.assign_coords(shifted=np.arange(len(aligned.value)))
 
     @plots.styled
     def plot(self, dataset: xr.Dataset) -> Figure:
@@ -97,48 +116,12 @@ class LossCurves(Analysis):
             "focal_document": dataset.attrs["focal"],
             "focal_name": dataset.attrs["focal_name"],
             "runs": {
-                str(name): {
-                    kind: {
-                        "untrained": words.number(values[0]),
-                        "last": words.number(_last(values)),
-                    }
-                    for kind in ("focal", "trained", "held_out")
-                    for values in [dataset[kind].sel(run=name).values]
+                part.run.item(): {
+                    k: _ends(part[k].values) for k in ("focal", "trained", "held_out")
                 }
-                for name in dataset.run.values
+                for part in groups.apart(dataset)
             },
         }
-
-
-def _of_run(run: Run, focal: int) -> xr.Dataset:
-    T = run.config.documents.count
-    losses, schedule = run.losses.values, run.schedule.values
-    rows = (run.config.epochs - 1) * T + 2
-    aligned = Estimate(*np.full((3, rows), np.nan))
-    if stats.is_periodic(schedule, T):
-        each = stats.shift_aligned(losses[:, :T], schedule)  # (rows, T)
-        low, high = stats.bootstrap_interval(
-            lambda drawn: stats.resampled_means(each.T, drawn),
-            T,
-            generator(run.config.seed, "bootstrap"),
-        )
-        aligned = Estimate(each.mean(axis=1), low, high)
-    before = stats.turns(schedule, T)[focal]
-    dataset = xr.Dataset(
-        {
-            "focal": ("episodes_done", losses[:, focal]),
-            "before": ("visit", before),
-            "trained": ("episodes_done", losses[:, :T].mean(axis=1)),
-            "held_out": ("episodes_done", stats.mean_of_counted(losses[:, T:])),
-        },
-        coords={
-            "episodes_done": np.arange(len(losses)),
-            "shifted": np.arange(rows),
-            "visit": np.arange(1, len(before) + 1),
-        },
-    )
-    estimate.put(dataset, "aligned", "shifted", aligned)
-    return dataset
 
 
 def _draw_mean(axes: Axes, part: xr.Dataset, T: int, name: str, colour: str) -> None:
@@ -154,6 +137,7 @@ def _draw_mean(axes: Axes, part: xr.Dataset, T: int, name: str, colour: str) -> 
     axes.plot(shifted[::T], aligned.value[::T], "o", color=colour, markersize=4)
 
 
-def _last(values: stats.Floats) -> float:
-    counted = values[np.isfinite(values)]
-    return float(counted[-1]) if len(counted) else np.nan
+def _ends(losses: stats.Floats) -> dict[str, float | None]:
+    counted = losses[np.isfinite(losses)]
+    last = counted[-1] if len(counted) else np.nan
+    return {"untrained": words.number(losses[0]), "last": words.number(last)}

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from recovery_probe import Analysis, stats
-from recovery_probe.analyze import estimate, groups, plots
+from recovery_probe.analyze import estimate, plots
 from recovery_probe.analyze.needs import RUN, evenly
 from recovery_probe.config import generator
 
@@ -34,52 +34,48 @@ class OnlineLoss(Analysis):
 
     name = "online_loss"
     question = "Is a document easier, when its turn comes, because its turn could be foreseen?"
-    null = (
-        "The same online loss as the shuffled control, which trains as often on the same documents."
-    )
-    blind_spot = (
-        "A shuffled document waits between 1 and 2T-1 episodes instead of T: part of a "
-        "difference can come from that spread. Without several seeds the interval is "
-        "over documents of one training run."
-    )
+    null = """The same online loss as the shuffled control, which trains as often on the same
+    documents."""
+    blind_spot = """A shuffled document waits between 1 and 2T-1 episodes instead of T: part of a
+    difference can come from that spread. Without several seeds the interval is over documents of
+    one training run."""
     needs = (RUN, evenly)
 
     def compute(self, *runs: Run) -> xr.Dataset:
-        T, seed = runs[0].config.documents.count, runs[0].config.seed
-        last = groups.common(runs) // T
-
-        def of_run(run: Run) -> xr.Dataset:
-            losses, steps = run.train_loss.values, run.config.steps
-            online = stats.online_loss(losses, steps, run.schedule.values)
-            return xr.Dataset({"online": (("epoch", "document"), online, {"units": NATS})})
-
-        dataset = groups.beside(
-            runs,
-            of_run,
-            unit="documents",
-            interval="95% percentile bootstrap over documents",
-            last_epoch=last,
-        ).assign_coords(epoch=np.arange(1, runs[0].config.epochs + 1), document=np.arange(T))
+        dataset = super().compute(*runs)
         dataset = dataset.assign_coords(control=dataset.run.values[1:])
         online = dataset.online.transpose("document", "run", "epoch").values
         whole = np.where(np.isfinite(online).all(axis=0), online, np.nan)
-        later = whole[..., 1:last].mean(axis=-1) if last > 1 else np.full((T, len(runs)), np.nan)
+        later = whole[..., 1 : dataset.attrs["last_epoch"]]
+        later = later.mean(axis=-1) if later.size else np.full(later.shape[:-1], np.nan)
         for name, dims, values in (
-            ("mean", ("run", "epoch"), whole),
-            ("later", ("run",), later),
-            ("difference", ("control",), later[:, :1] - later[:, 1:]),
+            ("mean", ["run", "epoch"], whole),
+            ("later", ["run"], later),
+            ("difference", ["control"], later[:, :1] - later[:, 1:]),
         ):
-            mean = estimate.of_mean(values, generator(seed, "bootstrap"))
+            mean = estimate.of_mean(values, generator(runs[0].config.seed, "bootstrap"))
             estimate.put(dataset, name, dims, mean, units=NATS)
         return dataset
+
+    def of_run(self, run: Run, episodes: int) -> xr.Dataset:
+        online = stats.online_loss(run.train_loss.values, run.config.steps, run.schedule.values)
+        epochs, T = online.shape
+        return xr.Dataset(
+            {"online": (("epoch", "document"), online, {"units": NATS})},
+            coords={"epoch": np.arange(1, epochs + 1), "document": np.arange(T)},
+            attrs={
+                "unit": "documents",
+                "interval": "95% percentile bootstrap over documents",
+                "last_epoch": episodes // T,
+            },
+        )
 
     @plots.styled
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Mean online loss by epoch, with intervals."""
         fig, (axes,) = plots.figure()
         for name, part, colour in plots.by_run(dataset):
-            mean = estimate.get(part, "mean")
-            plots.points(axes, part.epoch, mean, color=colour, label=name)
+            plots.points(axes, part.epoch, estimate.get(part, "mean"), color=colour, label=name)
         axes.set(xlabel="epoch", ylabel="online loss (nats/token)", xticks=dataset.epoch.values)
         axes.legend()
         return fig
@@ -88,18 +84,19 @@ class OnlineLoss(Analysis):
         run, *controls = dataset.run.values
         later = estimate.get(dataset, "later", run=run)
         if np.isnan(later.value):
-            return (
-                "The online loss over epochs 2 to E is not defined: no second epoch was finished."
-            )
+            second = "no second epoch was finished"
+            return f"The online loss over epochs 2 to E is not defined: {second}."
         last = dataset.attrs["last_epoch"]
         text = f"Over epochs 2 to {last} the online loss is {later} nats per token."
         for control in controls:
             difference = estimate.get(dataset, "difference", control=control)
-            theirs = estimate.get(dataset, "later", run=control)
-            text += f" The control {control} has {theirs}; run minus control is {difference}: "
-            text += difference.against_zero(
+            said = difference.against_zero(
                 "higher than the control.",
                 f"lower than the control, {difference.caveat}.",
                 "no difference from the control can be told.",
+            )
+            theirs = estimate.get(dataset, "later", run=control)
+            text += (
+                f" The control {control} has {theirs}; run minus control is {difference}: {said}"
             )
         return text

@@ -44,17 +44,13 @@ class OrderVsDrift(Analysis):
 
     name = "order_vs_drift"
     question = "Does a document recover by more than everything else improves at that time?"
-    null = (
-        "If all that happens is general improvement (or decay), trained and held-out documents "
-        "change alike over the same episodes, and so does the document in the control: 0."
-    )
-    blind_spot = (
-        "Held-out documents were never learned, so that they have nothing to recover: what "
-        "trained documents have in common with them is taken away, forgetting is not. Against the "
-        "control, documents are compared at other distances from their last episode. The control's "
-        "cases in which it trains on the document in that stretch are left out and counted. With "
-        "one run the unit is the document, and all documents share its trajectory."
-    )
+    null = """If all that happens is general improvement (or decay), trained and held-out documents
+    change alike over the same episodes, and so does the document in the control: 0."""
+    blind_spot = """Held-out documents were never learned, so that they have nothing to recover:
+    what trained documents have in common with them is taken away, forgetting is not. Against the
+    control, documents are compared at other distances from their last episode. The control's cases
+    in which it trains on the document in that stretch are left out and counted. With one run the
+    unit is the document, and all documents share its trajectory."""
     needs = (RUN, evenly)
 
     def compute(self, *runs: Run) -> xr.Dataset:
@@ -144,18 +140,15 @@ class OrderVsDrift(Analysis):
         clauses = []
         for name in dataset.against.values:
             overall = estimate.get(dataset, "overall", against=name)
-            size = estimate.get(dataset, "size", against=name).value
-            deviations = (
-                "standard deviations not defined"
-                if np.isnan(size)
-                else f"{size:.1f} standard deviations"
-            )
+            size = float(dataset["size"].sel(against=name))
+            sds = "standard deviations"
+            sds = f"{sds} not defined" if np.isnan(size) else f"{size:.1f} {sds}"
             said = overall.against_zero(
                 f"more than drift, {overall.caveat}",
                 "less than what it is held against",
                 "no difference can be told",
             )
-            clauses.append(f"{overall} nats further than {name} ({deviations}): {said}")
+            clauses.append(f"{overall} nats further than {name} ({sds}): {said}")
         return (
             "In the last third of the wait for their turn the documents' losses fall "
             f"{'; '.join(clauses)}. The unit is {dataset.attrs['unit']}."

@@ -47,16 +47,13 @@ class PairwiseRecovery(Analysis):
 
     name = "pairwise_recovery"
     question = "Does training on one document bring back another, and which?"
-    null = (
-        "What helps a trained document helps a held-out one as much, and the drop does not depend "
-        "on the lag. For the symmetry: any order of the documents gives as strong a correlation."
-    )
-    blind_spot = (
-        "To first order the drop is the learning rate times the inner product of two "
-        "gradients, the same both ways: a symmetric map is expected of any network and small "
-        "steps. Held-out documents were never learned and forgotten, so that they may have less to "
-        "regain. The updates start at one checkpoint, where the last documents are still fresh."
-    )
+    null = """What helps a trained document helps a held-out one as much, and the drop does not
+    depend on the lag. For the symmetry: any order of the documents gives as strong a
+    correlation."""
+    blind_spot = """To first order the drop is the learning rate times the inner product of two
+    gradients, the same both ways: a symmetric map is expected of any network and small steps. Held-
+    out documents were never learned and forgotten, so that they may have less to regain. The
+    updates start at one checkpoint, where the last documents are still fresh."""
     needs = (RUN, checkpoints())
 
     def compute(self, *runs: Run) -> xr.Dataset:

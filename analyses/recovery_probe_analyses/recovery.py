@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
     from recovery_probe import Run
 
-READINGS = ("curve", "per_document")
 UNITS = "share of forgotten loss"
 MEANING = str({stats.COUNTED: "counts", **stats.REASONS})
-BY_SEED = {"of_seeds": "each"}
 
 
 @dataclass(frozen=True)
@@ -44,26 +42,16 @@ class Recovery(Analysis):
 
     name = "recovery"
     question = "How much of what was forgotten comes back before a document is seen again?"
-    null = (
-        "Without anticipation the loss stays where forgetting took it: a score near that of the "
-        "shuffled control. It is not 0 there: l_max is a maximum, so that noise in the loss alone "
-        "makes a score positive."
-    )
-    blind_spot = (
-        "The documents share one training trajectory: an interval over documents says how "
-        "much they differ, not how much another seed would. General improvement late in the cycle "
-        "also raises the score; order_vs_drift holds it against held-out documents. A shuffled "
-        "document waits between 1 and 2T-1 episodes, and a short wait leaves less to forget."
-    )
+    null = """Without anticipation the loss stays where forgetting took it: a score near that of the
+    shuffled control. It is not 0 there: l_max is a maximum, so that noise in the loss alone makes a
+    score positive."""
+    blind_spot = """The documents share one training trajectory: an interval over documents says how
+    much they differ, not how much another seed would. General improvement late in the cycle also
+    raises the score; order_vs_drift holds it against held-out documents. A shuffled document waits
+    between 1 and 2T-1 episodes, and a short wait leaves less to forget."""
 
     def compute(self, *runs: Run) -> xr.Dataset:
-        dataset = groups.beside(
-            runs,
-            self._of_run,
-            min_forgetting=self.min_forgetting,
-            unit="documents",
-            interval="95% percentile bootstrap over documents, 2000 resamples",
-        )
+        dataset = super().compute(*runs)
         dataset = dataset.assign_coords(control=dataset.run.values[1:])
         # Another schedule may have more waits.
         dataset["reason"] = dataset.reason.fillna(stats.NO_TURN).astype(int)
@@ -73,45 +61,44 @@ class Recovery(Analysis):
         estimate.put(dataset, "difference", ("control", "epoch"), difference, units=UNITS)
         return dataset
 
-    def _of_run(self, run: Run) -> xr.Dataset:
-        T, schedule = run.config.documents.count, run.schedule.values
+    def of_run(self, run: Run, episodes: int) -> xr.Dataset:
+        T, schedule, seed = run.config.documents.count, run.schedule.values, run.config.seed
         losses = run.losses.values[:, :T]
         scores, reasons = stats.recovery_per_document(losses, schedule, self.min_forgetting)
-        mean = estimate.of_mean(scores.T, generator(run.config.seed, "bootstrap"))
-        periodic = stats.is_periodic(schedule, T)
-        nothing = np.full(len(scores), np.nan)
-        curve, curve_reason = (
-            Estimate(nothing, nothing, nothing),
-            np.full(len(scores), stats.NOT_REACHED),
-        )
-        if periodic:
+        mean = estimate.of_mean(scores.T, generator(seed, "bootstrap"))
+        curve = Estimate(*np.full((3, len(scores)), np.nan))
+        curve_reasons = np.full(len(scores), stats.NOT_REACHED)
+        if periodic := stats.is_periodic(schedule, T):
+
+            def of_curve(curve: stats.Floats) -> tuple[stats.Floats, stats.Ints]:
+                return stats.recovery_of_curve(curve, T, self.min_forgetting)
+
             aligned = stats.shift_aligned(losses, schedule)
-            value, curve_reason = self._of_curve(aligned.mean(axis=1), T)
+            value, curve_reasons = of_curve(aligned.mean(axis=1))
             bounds = stats.bootstrap_interval(
-                lambda drawn: self._of_curve(stats.resampled_means(aligned.T, drawn), T)[0],
+                lambda drawn: of_curve(stats.resampled_means(aligned.T, drawn))[0],
                 T,
-                generator(run.config.seed, "bootstrap"),
+                generator(seed, "bootstrap"),
             )
             curve = Estimate(value, *bounds)
+        by_seed = {"of_seeds": "each"}
         dataset = xr.Dataset(
             {
                 "document_score": (("epoch", "document"), scores, {"units": UNITS}),
-                "reason": (("epoch", "document"), reasons, {"meaning": MEANING, **BY_SEED}),
-                "curve_reason": ("epoch", curve_reason, BY_SEED),
+                "reason": (("epoch", "document"), reasons, {"meaning": MEANING, **by_seed}),
+                "curve_reason": ("epoch", curve_reasons, by_seed),
                 "periodic": periodic,
             },
-            coords={
-                "reading": list(READINGS),
-                "epoch": np.arange(1, len(scores) + 1),
-                "document": np.arange(T),
+            coords={"epoch": np.arange(1, len(scores) + 1), "document": np.arange(T)},
+            attrs={
+                "unit": "documents",
+                "interval": "95% percentile bootstrap over documents, 2000 resamples",
+                "min_forgetting": self.min_forgetting,
             },
-        )
+        ).assign_coords(reading=["curve", "per_document"])
         score = estimate.stack([curve, mean])
         estimate.put(dataset, "score", ("reading", "epoch"), score, units=UNITS)
         return dataset
-
-    def _of_curve(self, curve: stats.Floats, T: int) -> tuple[stats.Floats, stats.Ints]:
-        return stats.recovery_of_curve(curve, T, self.min_forgetting)
 
     @plots.styled
     def plot(self, dataset: xr.Dataset) -> Figure:
@@ -138,13 +125,13 @@ class Recovery(Analysis):
     def summary(self, dataset: xr.Dataset) -> dict[str, Any]:
         """Every number, how many were left out at each epoch and why, and the verdict."""
         left_out = {
-            str(name): {
-                "curve": _left_out(dataset.curve_reason.sel(run=name))
-                if dataset.periodic.sel(run=name)
+            part.run.item(): {
+                "curve": _left_out(part.curve_reason)
+                if part.periodic
                 else "its documents have no common period",
-                "per_document": _left_out(dataset.reason.sel(run=name)),
+                "per_document": _left_out(part.reason),
             }
-            for name in dataset.run.values
+            for part in groups.apart(dataset)
         }
         return {"left_out": left_out, **super().summary(dataset)}
 
@@ -155,7 +142,7 @@ class Recovery(Analysis):
         # The last epoch that all have a score of: an interrupted one is compared where it got.
         shared = has_score.all(axis=0) if has_score.all(axis=0).any() else has_score[0]
         last = dataset.isel(epoch=np.flatnonzero(shared)[-1])
-        run, *others = dataset.run.values
+        run, *controls = dataset.run.values
 
         def score(name: str, reading: str = "per_document") -> Estimate:
             return estimate.get(last, "score", run=name, reading=reading)
@@ -166,16 +153,16 @@ class Recovery(Analysis):
         counted = last.reason.sel(run=run).values == stats.COUNTED
         seeds = ", all seeds together" if "seed" in dataset.reason.dims else ""
         text += f" ({counted.sum()} of {counted.size} documents count{seeds})."
-        for control in others:
+        for control in controls:
             difference = estimate.get(last, "difference", control=control)
-            text += (
-                f" The control {control} scores {score(control)} per document; the run minus the "
-                f"control is {difference}: "
-            )
-            text += difference.against_zero(
+            said = difference.against_zero(
                 f"more than the control, {difference.caveat}.",
                 "less than the control.",
                 "no difference from the control can be told.",
+            )
+            text += (
+                f" The control {control} scores {score(control)} per document; the run minus the "
+                f"control is {difference}: {said}"
             )
         return text
 

@@ -46,15 +46,11 @@ class ToyModel(Analysis):
 
     name = "toy_model"
     question = "Does a linear map and a vector, fitted in turn to tasks in a cycle, show recovery?"
-    null = (
-        "No recovery: the loss of task 0 stays at its largest until the task comes back, a score "
-        "of 0. No ring: the points lie round their plane in no order, as with tasks shuffled."
-    )
-    blind_spot = (
-        "A model that recovers shows that recovery needs no more than this, not that "
-        "networks do it for this reason. Scores differ much between seeds (score_sd): one seed's "
-        "curve says little. The ring is of one seed, and two components of many."
-    )
+    null = """No recovery: the loss of task 0 stays at its largest until the task comes back, a
+    score of 0. No ring: the points lie round their plane in no order, as with tasks shuffled."""
+    blind_spot = """A model that recovers shows that recovery needs no more than this, not that
+    networks do it for this reason. Scores differ much between seeds (score_sd): one seed's curve
+    says little. The ring is of one seed, and two components of many."""
     needs = ()
 
     def compute(self, *runs: Run) -> xr.Dataset:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import xarray as xr
 
-from recovery_probe.analyze import estimate
+from recovery_probe.analyze import estimate, groups
 from recovery_probe.errors import Missing
 
 if TYPE_CHECKING:  # a second of start-up
@@ -36,6 +36,7 @@ class Analysis(ABC):
     `Recovery()(run, *run.controls)`.
     """
 
+    # Texts may be wrapped anywhere.
     name: ClassVar[str]
     question: ClassVar[str]
     null: ClassVar[str]  # what it would show if there were no effect
@@ -44,6 +45,11 @@ class Analysis(ABC):
     # simulation, is computed without any run, when it is named and not otherwise.
     needs: ClassVar[tuple[Need, ...]] = (RUN,)
 
+    def __init_subclass__(cls) -> None:
+        for name, text in list(vars(cls).items()):
+            if name in ("question", "null", "blind_spot"):
+                setattr(cls, name, " ".join(text.split()))
+
     def __call__(self, *runs: Run) -> xr.Dataset:
         """What `compute` makes of a run and its controls. Raises `Missing` where they lack what it
         needs."""
@@ -51,10 +57,15 @@ class Analysis(ABC):
             need(self, runs)
         return self.compute(*runs)
 
-    @abstractmethod
     def compute(self, *runs: Run) -> xr.Dataset:
         """Numbers of a run, which comes first, and its controls, with dimensions, units and how
-        they were made."""
+        they were made: those of each, side by side, where no more is to be done."""
+        episodes = groups.common(runs)
+        return groups.beside(runs, lambda run: self.of_run(run, episodes))
+
+    def of_run(self, run: Run, episodes: int) -> xr.Dataset:
+        """Numbers of one of them, of as many episodes as all have done."""
+        raise NotImplementedError
 
     @abstractmethod
     def plot(self, dataset: xr.Dataset) -> Figure:

@@ -134,10 +134,15 @@ def shared_checkpoints(runs: Sequence[Run]) -> list[int]:
 
 
 def beside(runs: Sequence[Run], of_run: Callable[[Run], xr.Dataset], **attrs: Any) -> xr.Dataset:
-    """The datasets of a run and its controls along a dimension `run`, with the attributes `attrs`,
-    `T` and, where it applies, `compared`."""
+    """The datasets of a run and its controls along a dimension `run`, with the attributes of the
+    first, `attrs`, `T` and, where it applies, `compared`."""
     dataset = xr.concat([of_run(run) for run in runs], "run").assign_coords(run=labels(runs))
     return dataset.assign_attrs(T=runs[0].config.documents.count, **compared(runs), **attrs)
+
+
+def apart(dataset: xr.Dataset) -> list[xr.Dataset]:
+    """The numbers of each run of a dataset."""
+    return [dataset.isel(run=r) for r in range(dataset.sizes["run"])]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from recovery_probe.analyze.estimate import Estimate
+from recovery_probe.analyze.groups import apart
 
 if TYPE_CHECKING:  # half a second of start-up
     from matplotlib.axes import Axes
@@ -112,8 +113,8 @@ def above(
 
 def by_run(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset, str]]:
     """Name, numbers and colour of each run of a dataset."""
-    for r, name in enumerate(dataset.run.values):
-        yield str(name), dataset.isel(run=r), colour(r)
+    for r, part in enumerate(apart(dataset)):
+        yield str(part.run.item()), part, colour(r)
 
 
 def points(

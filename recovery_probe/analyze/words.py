@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from recovery_probe.analyze.groups import apart
+
 
 def with_p(p: float) -> str:
     """`p = 0.02`."""
@@ -23,5 +25,4 @@ def by_run(
     dataset: xr.Dataset, clause: Callable[[xr.Dataset], str], form: str = "{run}: {clause}"
 ) -> list[str]:
     """What is to be said of each run of a dataset, with its name."""
-    parts = [dataset.isel(run=r) for r in range(dataset.sizes["run"])]
-    return [form.format(run=part.run.item(), clause=clause(part)) for part in parts]
+    return [form.format(run=part.run.item(), clause=clause(part)) for part in apart(dataset)]
