@@ -191,6 +191,25 @@ def test_stripes_are_found_at_whole_cycles() -> None:
     assert np.isnan(stripe(residual * (np.arange(len(residual)) > 0)[:, None], T))
 
 
+def test_the_interval_of_a_stripe_draws_places_of_the_cycle() -> None:
+    documents, n = 4, 19
+    cosine = np.random.default_rng(0).normal(size=(n, n))
+    values: dict[bool, list[list[float]]] = {
+        whole: [[] for _ in range(documents)] for whole in (True, False)
+    }
+    for i, j in itertools.combinations(range(n), 2):
+        if j - i > documents // 2:
+            values[(j - i) % documents == 0][i % documents].append(cosine[i, j])
+    drawn = np.random.default_rng(1).integers(documents, size=(2000, documents))
+    stripes = [
+        np.mean(np.concatenate([values[True][p] for p in places]))
+        - np.mean(np.concatenate([values[False][p] for p in places]))
+        for places in drawn
+    ]
+    found = stats.stripe_interval(cosine, documents, np.random.default_rng(1))
+    np.testing.assert_allclose(found, np.quantile(stripes, [0.025, 0.975]))
+
+
 def test_components_are_those_of_the_singular_value_decomposition() -> None:
     points = np.random.default_rng(0).normal(size=(40, 7)) * np.arange(7)
     found, share = components(points)
