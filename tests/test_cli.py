@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny
-
 from recovery_probe_analyses.recovery import Recovery
 
 import recovery_probe as rp
