@@ -178,7 +178,8 @@ def _words(run: Run, waits: Sequence[Waits], count: int) -> xr.Dataset:
     # sums: (run, forgotten and regained, word); ranks: (by, rank)
     ranks = np.argsort(-sums[0], axis=-1, kind="stable")[:, :count]
     lists = sums[:, :, ranks]  # (run, forgotten and regained, by, rank)
-    own = lists[:, range(2), range(2)] / sums.sum(axis=-1)[..., None]
+    total = sums.sum(axis=-1)[..., None]
+    own = lists[:, range(2), range(2)] / np.where(total, total, np.nan)
     visible = [[known[w].translate(VISIBLE) for w in row] for row in ranks]
     by_rank, by_run = ("by", "rank"), ("run", "by", "rank")
     dataset = xr.Dataset(

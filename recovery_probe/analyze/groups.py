@@ -136,7 +136,9 @@ def shared_checkpoints(runs: Sequence[Run]) -> list[int]:
 def beside(runs: Sequence[Run], of_run: Callable[[Run], xr.Dataset], **attrs: Any) -> xr.Dataset:
     """The datasets of a run and its controls along a dimension `run`, with the attributes of the
     first, `attrs`, `T` and, where it applies, `compared`."""
-    dataset = xr.concat([of_run(run) for run in runs], "run").assign_coords(run=labels(runs))
+    # Outer: one of an uneven schedule may have more waits, and what another lacks is NaN.
+    dataset = xr.concat([of_run(run) for run in runs], "run", join="outer")
+    dataset = dataset.assign_coords(run=labels(runs))
     return dataset.assign_attrs(T=runs[0].config.documents.count, **compared(runs), **attrs)
 
 

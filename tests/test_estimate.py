@@ -1,0 +1,96 @@
+"""Estimates: what is put into a dataset comes out of it, whatever its name; those of seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+
+from recovery_probe import across
+from recovery_probe.analyze import estimate
+from recovery_probe.analyze.estimate import Estimate
+from recovery_probe.store import write_zarr
+
+
+def dataset(seed: int) -> xr.Dataset:
+    """Two estimates, one of an ill-chosen name, and two plain numbers that look like parts."""
+    rng = np.random.default_rng(seed)
+    value, p = rng.normal(size=(3, 2)), rng.uniform(size=2)
+    found = xr.Dataset(coords={"run": ["cyclic", "shuffled", "other"], "epoch": [1, 2]})
+    found["fall"] = ("epoch", rng.normal(size=2))
+    found["fall_low"] = ("epoch", rng.normal(size=2))  # how low it falls: no bound of anything
+    bounded = Estimate(value, value - 1, value + 2)
+    estimate.put(found, "score", ("run", "epoch"), bounded, units="nats")
+    estimate.put(found, "sea_high", "epoch", Estimate(value[0], p=p))
+    return found
+
+
+def test_what_is_put_is_got(tmp_path: Path) -> None:
+    write_zarr(dataset(0), tmp_path / "one.zarr")
+    with xr.open_zarr(tmp_path / "one.zarr") as stored:
+        for found in (dataset(0), stored.load()):
+            assert estimate.names(found) == ["score", "sea_high"]
+            assert found.score.attrs["units"] == "nats"
+            score = estimate.get(found, "score", run="shuffled", epoch=2)
+            assert score.value == found.score.values[1, 1]
+            assert (score.low, score.high) == (score.value - 1, score.value + 2)
+            assert score.p is None
+            whole = estimate.get(found, "score")
+            assert whole[1, 1] == score
+            np.testing.assert_array_equal(whole[1].low, found.score.values[1] - 1)
+            assert estimate.get(found, "fall").parts == {}
+    (record, *_) = estimate.records(dataset(0))["sea_high"]
+    assert list(record) == ["epoch", "value", "p"]
+
+
+def test_seeds_of_estimates_by_hand() -> None:
+    """Nothing is read out of names: a number that is called like a part is averaged like others."""
+    many = [dataset(seed) for seed in range(4)]
+    many[2].score[0, 0] = np.nan
+    found = across(many)
+    each = np.stack([d.score.values for d in many])
+    score = estimate.get(found, "score")
+    np.testing.assert_array_equal(score.each, each)
+    np.testing.assert_allclose(score.value, np.nanmean(each, axis=0))
+    np.testing.assert_allclose(score.sd, np.nanstd(each, axis=0, ddof=1))
+    assert score.n.tolist() == [[3, 4], [4, 4], [4, 4]]
+    mean, half = each[:, 1, 1].mean(), scipy.stats.sem(each[:, 1, 1]) * scipy.stats.t.ppf(0.975, 3)
+    assert (score[1, 1].low, score[1, 1].high) == pytest.approx((mean - half, mean + half))
+    assert score.over == "4 seeds"
+    p = scipy.stats.combine_pvalues([d.sea_high_p.values[1] for d in many], "fisher").pvalue
+    assert estimate.get(found, "sea_high", epoch=2).p == pytest.approx(p)
+    np.testing.assert_allclose(found.fall_low, np.mean([d.fall_low for d in many], axis=0))
+    assert "fall_sd" not in found
+
+
+def test_a_mean_and_its_interval_by_hand() -> None:
+    """Every resample laid out."""
+    each = np.random.default_rng(0).normal(size=(7, 2))
+    each[1:, 1] = np.nan
+    found = estimate.of_mean(each, np.random.default_rng(1))
+    drawn = np.random.default_rng(1).integers(7, size=(2000, 7))
+    bounds = np.quantile(each[drawn, 0].mean(axis=1), [0.025, 0.975])
+    assert (found[0].low, found[0].high) == pytest.approx(tuple(bounds))
+    assert found[0].value == pytest.approx(each[:, 0].mean())
+    assert str(found[1]) == f"{each[0, 1]:.2f} [interval not defined]", "of one document"
+
+
+def test_words() -> None:
+    nan = float("nan")
+    said = ("more", "less", "none")
+    assert Estimate(1.0, 0.5, 2.0).against_zero(*said) == "more"
+    assert Estimate(-1.0, -2.0, -0.5).against_zero(*said) == "less"
+    assert Estimate(0.1, -1.0, 2.0).against_zero(*said) == "none"
+    assert Estimate(1.0, nan, nan).against_zero(*said) == "nothing can be said without an interval"
+    assert Estimate(1.0, p=0.01).against_zero(*said) == "nothing can be said without an interval"
+    assert Estimate(nan, nan, nan).against_zero(*said) == "nothing can be said"
+    assert str(Estimate(0.416, 0.37, 0.484)) == "0.42 [0.37, 0.48]"
+    assert str(Estimate(nan)) == "not defined"
+    assert Estimate(0.5, p=0.0001).with_test() == "0.50 (p < 0.001)"
+    assert Estimate(0.5, p=nan).with_test("+.1f") == "+0.5 (p not defined)"
+    assert Estimate(nan, p=nan).with_test(undefined="T = 2") == "not defined (T = 2)"
+    assert Estimate(0.5, 0.1, 1.0, p=0.02).cell == "0.5 [0.1, 1], p = 0.02"
+    assert Estimate(nan, nan, nan).cell == "–"
