@@ -15,6 +15,7 @@ from conftest import planted, tiny
 from recovery_probe_analyses.activation_similarity import ActivationSimilarity
 from recovery_probe_analyses.order_vs_drift import OrderVsDrift
 from recovery_probe_analyses.step_sizes import StepSizes
+from recovery_probe_analyses.token_recovery import TokenRecovery
 from recovery_probe_analyses.weight_cyclicity import WeightCyclicity
 from recovery_probe_analyses.weight_residuals import WeightResiduals
 
@@ -188,6 +189,25 @@ def test_stripes_are_found_at_whole_cycles() -> None:
     assert curve[T] > 0.95
     assert curve[T // 2] < -0.95
     assert np.isnan(stripe(residual * (np.arange(len(residual)) > 0)[:, None], T))
+
+
+def test_the_interval_of_a_stripe_draws_places_of_the_cycle() -> None:
+    documents, n = 4, 19
+    cosine = np.random.default_rng(0).normal(size=(n, n))
+    values: dict[bool, list[list[float]]] = {
+        whole: [[] for _ in range(documents)] for whole in (True, False)
+    }
+    for i, j in itertools.combinations(range(n), 2):
+        if j - i > documents // 2:
+            values[(j - i) % documents == 0][i % documents].append(cosine[i, j])
+    drawn = np.random.default_rng(1).integers(documents, size=(2000, documents))
+    stripes = [
+        np.mean(np.concatenate([values[True][p] for p in places]))
+        - np.mean(np.concatenate([values[False][p] for p in places]))
+        for places in drawn
+    ]
+    found = stats.stripe_interval(cosine, documents, np.random.default_rng(1))
+    np.testing.assert_allclose(found, np.quantile(stripes, [0.025, 0.975]))
 
 
 def test_components_are_those_of_the_singular_value_decomposition() -> None:
@@ -505,6 +525,20 @@ def test_weights_of_other_times_than_asked_for(every: str, tmp_path: Path) -> No
     for analysis in (StepSizes(), WeightResiduals(), WeightCyclicity()):
         with pytest.raises(Missing, match=r"train again with --weight_deltas\.every episode"):
             analysis(run)
+
+
+def test_a_schedule_of_a_third_party(dense: rp.Run) -> None:
+    """Documents that come unequally often, or twice an epoch: what can be said is said."""
+    run = rp.open_run(dense.path)
+    uneven = [0, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2, 3]
+    mixed = [0, 1, 0, 1, 2, 3, 4, 2, 3, 4, 0, 1, 2, 3, 4]
+    for schedule in (uneven, mixed):
+        run.__dict__["schedule"] = dense.schedule.copy(data=np.array(schedule))
+        for analysis in (WeightResiduals(permutations=9), WeightCyclicity(9), StepSizes()):
+            analysis.summary(analysis(run))
+        assert TokenRecovery()(run).left_out.item() >= 0
+        with pytest.raises(Missing, match="does not train on each document once"):
+            ActivationSimilarity()(run)
 
 
 def test_groups_hold_every_module_once(pair: rp.Run) -> None:

@@ -26,6 +26,7 @@ import time
 import recovery_probe as rp
 from recovery_probe import plugins
 from recovery_probe.analyze import analyze
+from recovery_probe.analyze.perform import instance
 from recovery_probe.errors import Missing
 
 
@@ -38,7 +39,7 @@ if __name__ == "__main__":
     run = rp.open_run(sys.argv[1])
     print(f"{'analysis':<24}{'CPU s':>8}{'peak GB':>9}")
     for name in sorted(plugins.installed("analyses")):
-        analysis = plugins.find("analyses", name)()
+        analysis = instance(name)
         if not analysis.needs:
             continue
         began = time.process_time()
