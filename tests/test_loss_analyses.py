@@ -18,7 +18,7 @@ from recovery_probe_analyses.recovery import Recovery
 import recovery_probe as rp
 from recovery_probe import stats
 from recovery_probe.analyze import analyze
-from recovery_probe.config import generator
+from recovery_probe.seeds import generator
 
 
 def values(found: dict[str, Any], name: str, **places: object) -> list[float | None]:
