@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import recovery_probe as rp
-from recovery_probe.recorders import Episode, Layout, Recorder, RunInfo
+from recovery_probe.recorders import Episode, Layout, Recorder
 from recovery_probe.testing import toy_settings
 
 TRAINED = 20
@@ -29,7 +29,7 @@ class Clock(Recorder):
     name = "clock"
     times: list[float]
 
-    def start(self, run: RunInfo) -> Layout:
+    def start(self, training: rp.Training) -> Layout:
         Clock.times = []
         return Layout()
 
