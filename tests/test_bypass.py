@@ -47,7 +47,8 @@ def test_no_bit_differs_from_the_bridges_own_pass(architecture: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.filterwarnings("ignore:Backward hooks on hook_scale")
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "gpt2"])
 def test_every_hook_point_fires_as_in_the_bridges_own_pass(architecture: str) -> None:
     """Each hooked alone, forward and backward: as often, and with the same tensors."""
     model = load(architecture)
