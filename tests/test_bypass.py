@@ -12,9 +12,11 @@ from conftest import tiny
 
 import recovery_probe as rp
 from recovery_probe import models
+from recovery_probe.hooking import hooked
 from recovery_probe.models import Model, text
 from recovery_probe.models.bypass import Bypass
-from recovery_probe.recorders import Layout, Recorder, RunInfo, Step, hooked
+from recovery_probe.recorders import Layout, Recorder, Step
+from recovery_probe.training import Training
 
 ARCHITECTURES = ["gpt_neox", "llama", "gpt2", "gemma2", "phi3", "opt"]
 
@@ -95,7 +97,7 @@ def test_a_hook_added_in_mid_run_by_transformer_lens_own_means_fires(tmp_path: P
     class Late(Recorder):
         name = "late"
 
-        def start(self, run: RunInfo) -> Layout:
+        def start(self, training: Training) -> Layout:
             return Layout()
 
         def before_step(self, step: Step) -> None:
