@@ -180,7 +180,7 @@ class ActivationSimilarity(Analysis):
 
 def focal_document(run: Run) -> int:
     """The document whose stream was recorded after every episode."""
-    return int(run.config.residual_stream.focal)
+    return int(run.recorder("residual_stream").attrs["focal"])
 
 
 def real(run: Run, stream: NDArray[Any], document: int) -> NDArray[Any]:
