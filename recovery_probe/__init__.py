@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from recovery_probe.documents.source import Source, Text, Tokens
     from recovery_probe.errors import Damaged, Diverged, HookError, InputError, Interrupted, Missing
     from recovery_probe.interventions import Edit, Intervention
+    from recovery_probe.interventions.edit import EditActivations
+    from recovery_probe.interventions.freeze import Freeze
+    from recovery_probe.interventions.mask import Mask
+    from recovery_probe.interventions.project import Project
     from recovery_probe.moments import Episode, Step
     from recovery_probe.optimizers import Optimizer
     from recovery_probe.record.layout import EPISODE, STEP, Array
@@ -47,18 +51,22 @@ _HOME = {
     "Damaged": "errors",
     "Diverged": "errors",
     "Edit": "interventions",
+    "EditActivations": "interventions.edit",
     "Episode": "moments",
     "Estimate": "analyze.estimate",
+    "Freeze": "interventions.freeze",
     "Hook": "recorders",
     "HookError": "errors",
     "InputError": "errors",
     "Interrupted": "errors",
     "Intervention": "interventions",
     "Layout": "recorders",
+    "Mask": "interventions.mask",
     "Missing": "errors",
     "Optimizer": "optimizers",
     "Point": "train.plan",
     "Points": "recorders.points",
+    "Project": "interventions.project",
     "Recorder": "recorders",
     "Run": "record.run",
     "Schedule": "schedules",
@@ -85,18 +93,22 @@ __all__ = [
     "Damaged",
     "Diverged",
     "Edit",
+    "EditActivations",
     "Episode",
     "Estimate",
+    "Freeze",
     "Hook",
     "HookError",
     "InputError",
     "Interrupted",
     "Intervention",
     "Layout",
+    "Mask",
     "Missing",
     "Optimizer",
     "Point",
     "Points",
+    "Project",
     "Recorder",
     "Run",
     "Schedule",

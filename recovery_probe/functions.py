@@ -121,13 +121,13 @@ def replaces(value: Any, tensor: Tensor) -> bool:
 
 def split(text: str, flag: str = "--hook") -> tuple[str, Callable[..., Any]]:
     """(pattern, function) of `mine.py:function@pattern`, as the command line takes it."""
-    function, at, pattern = text.rpartition("@")
-    if not (at and function and pattern):
+    function, _, pattern = text.rpartition("@")
+    if not (function and pattern):
         raise InputError(f"{flag} {text}: expected file.py:FUNCTION@PATTERN")
-    found = plugins.load("hooks", function)
-    if not callable(found):
-        raise InputError(f"{flag} {text}: {function} is a {type(found).__name__}, not a function")
-    return pattern, found
+    loaded = plugins.load("hooks", function)
+    if not callable(loaded):
+        raise InputError(f"{flag} {text}: {function} is a {type(loaded).__name__}, not a function")
+    return pattern, loaded
 
 
 def _signature(name: str, function: Any) -> str:

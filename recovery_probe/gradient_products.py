@@ -19,9 +19,10 @@ SLICE = 2**24  # values of the documents' gradients that exist at a time: 64 MB 
 FACTORS = 2**32  # bytes of factors that are kept for the documents of other batches
 # How far what autograd summed over documents may be from our sum, of the sum of magnitudes.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 2e-2}
-# Heads come split; and bᵀa of each document.
+# Of a linear part: heads come split. Of a norm: a weight for each coordinate of the last axis.
 JOINED = "document position ... -> document position (...)"
-SUM = "document position out, document position width -> document out width"
+SHARED = "document ... width -> document (...) width"
+PRODUCT = "document position out, document position width -> document out width"  # bᵀa of each
 
 
 class GradientProducts:
@@ -114,15 +115,15 @@ class GradientProducts:
             self._multiply(module)
         # What autograd summed over documents must be what the factors sum to.
         for module in (m for m in modules if m in self.row):
-            full = self.summed.get(module)
-            if full is None:
-                full = sum(squared_norm(parameters[n].grad) for n in self.kinds[module])
-            ours = float(self.inner[self.row[module]].sum())
-            scale = float(self.inner[self.row[module]].abs().sum()) + 1e-30
-            if abs(full - ours) > TOLERANCE[next(iter(parameters.values())).dtype] * scale:
+            exact_sum = self.summed.get(module)
+            if exact_sum is None:
+                exact_sum = sum(squared_norm(parameters[n].grad) for n in self.kinds[module])
+            inner = self.inner[self.row[module]]
+            ours, scale = float(inner.sum()), float(inner.abs().sum()) + 1e-30
+            if abs(exact_sum - ours) > TOLERANCE[next(iter(parameters.values())).dtype] * scale:
                 raise RuntimeError(
                     f"document_gradients: {module}: the factors give {ours:.6g} where autograd "
-                    f"gives {full:.6g}; please report the architecture"
+                    f"gives {exact_sum:.6g}; please report the architecture"
                 )
         for parameter in parameters.values():
             parameter.grad = None
@@ -166,11 +167,9 @@ class GradientProducts:
         if norm and b.dtype == torch.bfloat16:
             self._sum_exactly(module, a, b)
         if norm and weight:
-            # (document, …, width): one weight for each coordinate of the last axis
-            into += gram((exact(self._normalized(module, a)) * exact(b)).flatten(1, -2).sum(1))
-        # Heads come split; a norm's bias is shared by whatever stands before its last axis.
-        split = "document ... width -> document (...) width" if norm else JOINED
-        b = exact(rearrange(b, split))
+            each = exact(self._normalized(module, a)) * exact(b)
+            into += gram(rearrange(each, SHARED).sum(1))
+        b = exact(rearrange(b, SHARED if norm else JOINED))
         if any(n.endswith("bias") for n in names):
             into += gram(b.sum(1))
         if not norm and weight:
@@ -178,7 +177,7 @@ class GradientProducts:
             if b.shape[2] < a.shape[2]:
                 a, b = b, a  # slices are cut from the longer side, which is so read once
             for part in _slices(b.shape[2], len(a) * a.shape[2]):
-                into += gram(einsum(b[..., part], a, SUM))
+                into += gram(einsum(b[..., part], a, PRODUCT))
 
     def _normalized(self, module: str, a: Tensor) -> Tensor:
         """What a norm multiplies its weight with, computed as the network itself does (which for
@@ -186,8 +185,8 @@ class GradientProducts:
         norm = self.model.bridge.get_submodule(module).original_component
         weights = (torch.ones_like(norm.weight), torch.zeros_like(norm.weight))
         with torch.no_grad():
-            one, zero = (torch.func.functional_call(norm, {"weight": w}, (a,)) for w in weights)
-        return one - zero
+            scaled, rest = (torch.func.functional_call(norm, {"weight": w}, (a,)) for w in weights)
+        return scaled - rest
 
     def _sum_exactly(self, module: str, a: Tensor, b: Tensor) -> None:
         """Let autograd sum a LayerNorm's gradient over documents in float32, from its factors. In
@@ -234,7 +233,7 @@ class GradientProducts:
             index = (places - part.start).clamp(0, size - 1)[..., None].expand(b.shape)
             each = b.new_zeros(self.count, size, b.shape[2]).scatter_add_(1, index, b * inside)
             if self.tied:
-                each += einsum(c[..., part], a, SUM)
+                each += einsum(c[..., part], a, PRODUCT)
             self.inner[self.row["embed"]] += gram(each)
 
 

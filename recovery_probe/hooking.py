@@ -1,4 +1,4 @@
-"""Functions at hook points of a network, for as long as they are wanted."""
+"""Functions at hook points of a network, and what these show."""
 
 from __future__ import annotations
 

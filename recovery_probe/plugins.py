@@ -138,6 +138,11 @@ def settings_of(plugin: Plugin) -> dict[str, Any]:
     return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
 
+def in_words(settings: Mapping[str, Any]) -> list[str]:
+    """`lr 0.1`: each of a plug-in's settings that says something."""
+    return [f"{n} {v:g}" if isinstance(v, float) else f"{n} {v}" for n, v in settings.items() if v]
+
+
 def explained(error: Any, where: str = "") -> str:
     """What pydantic found wrong, with the setting's dotted name and the value it was given."""
     # Where a setting may be of two types, pydantic adds the type it tried.

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe import models
+from recovery_probe.hooking import hooked
 from recovery_probe.models import Model, text
-from recovery_probe.recorders import hooked
 
 ARCHITECTURES = ["gpt_neox", "llama", "gpt2", "phi3", "falcon", "qwen3"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny
+from recovery_probe_analyses.recovery import Recovery
 
 import recovery_probe as rp
 from recovery_probe import config, plugins
@@ -180,9 +181,7 @@ def test_the_readmes_command_end_to_end(tmp_path: Path) -> None:
         assert (tmp_path / "out" / kind / "report.html").exists()
     summary = json.loads((tmp_path / "out/cyclic/analyses/summary.json").read_text())
     for reading in ("curve", "per_document"):
-        found = summary["recovery"][reading]
-        for name in ("score_by_epoch", "interval_by_epoch", "excluded_by_epoch"):
-            assert len(found[name]) == 2
+        assert len(summary["recovery"]["left_out"]["cyclic"][reading]) == 2
     again = [sys.executable, "-m", "recovery_probe.analyze", "out/cyclic", "out/shuffled"]
     again += ["--analysis", "recovery"]
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True)
@@ -255,10 +254,11 @@ def test_several_seeds_make_one_report(tmp_path: Path, capsys: pytest.CaptureFix
     assert summary["analyses"]["order_vs_drift"]["unit"] == "3 seeds"
     assert "The unit is 3 seeds" in summary["order_vs_drift"]["verdict"]
     single = [rp.open_run(path) for path in runs]
-    scores = [plugins.find("analyses", "recovery")()(run).score for run in single]
+    scores = [Recovery()(r).score for r in single]
     mean = sum(float(s.sel(reading="per_document").isel(run=0, epoch=1)) for s in scores) / 3
-    together_score = summary["recovery"]["per_document"]["score_by_epoch"][1]
-    assert together_score == pytest.approx(mean, abs=1e-5)
+    where = {"run": "cyclic", "reading": "per_document", "epoch": 2}
+    score = next(r for r in summary["recovery"]["estimates"]["score"] if where.items() <= r.items())
+    assert score["value"] == pytest.approx(mean, abs=1e-5)
     text = (together / "report.md").read_text()
     assert "![Figure of weight_cyclicity" in text
     assert (together / "analyses" / "weight_cyclicity.png").exists()

@@ -12,7 +12,7 @@ import xarray as xr
 from recovery_probe import across
 from recovery_probe.analyze import estimate
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.store import write_zarr
+from recovery_probe.record.store import write_zarr
 
 
 def dataset(seed: int) -> xr.Dataset:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import recovery_probe as rp
 from recovery_probe import models
-from recovery_probe.recorders import hooked
+from recovery_probe.hooking import hooked
 
 
 def write_gguf(path: Path) -> Path:

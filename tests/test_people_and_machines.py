@@ -292,35 +292,6 @@ def test_errors_are_one_line_in_any_language(language: str, tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (2, expected)
 
 
-def half(tensor: torch.Tensor, *, hook: object) -> torch.Tensor:
-    return tensor * 0.5
-
-
-def test_an_edited_run_is_told_from_one_that_is_not(tmp_path: Path) -> None:
-    """It is no control of one, and its model is not run again without the edit."""
-    from recovery_probe_analyses.gradient_similarity import GradientSimilarity
-    from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery
-
-    from recovery_probe.analyze import analyze
-
-    recorders = ["checkpoints"]
-    edited = rp.fit(
-        tiny(recorders=recorders),
-        tmp_path / "edited",
-        interventions=[("blocks.0.hook_mlp_out", half)],
-    )
-    schedule = {"kind": "shuffled"}
-    plain = rp.fit(tiny(recorders=recorders, schedule=schedule), tmp_path / "plain")
-    assert edited.interventions == ("edit",)
-    assert edited.config.edit == {"hooks": ["half@blocks.0.hook_mlp_out"], "during": "both"}
-    assert "edit, hooks ['half@blocks.0.hook_mlp_out'], during both" in repr(edited)
-    with pytest.raises(rp.InputError, match=r"differ in interventions \(\['edit'\], \[\]"):
-        analyze(edited, [plain])
-    for analysis in (GradientSimilarity, PairwiseRecovery):
-        with pytest.raises(rp.Missing, match="is another network"):
-            analysis(from_checkpoint=True)(edited)
-
-
 def test_copies_that_were_left_out_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,9 +110,11 @@ def test_unfinished_runs(pair: rp.Run, monkeypatch: pytest.MonkeyPatch) -> None:
         picture.numbers(done)
 
 
-@pytest.mark.parametrize("last", ["run.plot()", "online_loss.plot(online_loss.compute(run))"])
+@pytest.mark.parametrize("last", ["run.plot()", "OnlineLoss().plot(OnlineLoss()(run))"])
 def test_a_notebook_shows_it(last: str, pair: rp.Run) -> None:
-    code = "import recovery_probe as rp\nfrom recovery_probe_analyses import online_loss\n"
+    code = (
+        "import recovery_probe as rp\nfrom recovery_probe_analyses.online_loss import OnlineLoss\n"
+    )
     code += f"run = rp.open_run({str(pair.path)!r})\n{last}"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(book, timeout=60).execute()

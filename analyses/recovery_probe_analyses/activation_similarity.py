@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from recovery_probe import Analysis, InputError, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.needs import RUN, epochs, recorded
 from recovery_probe.seeds import generator
 
@@ -63,29 +62,15 @@ class ActivationSimilarity(Analysis):
 
     name = "activation_similarity"
     question = "Do a document's activations settle by epoch, and do documents keep their geometry?"
-    null = (
-        "Likeness within epochs that does not grow: all orders of the epochs fit as well. For "
-        "CKA, documents given in random order: 0 for the debiased estimate."
-    )
-    blind_spot = (
-        "Smaller updates late in training make neighbours alike in any schedule; the "
-        "control shows how much. Cosines of raw activations are dominated by directions that all "
-        "positions share. CKA compares documents at the time each was trained on, up to an epoch "
-        "apart, and with T documents it is noisy. Activations are stored in float16."
-    )
+    null = """Likeness within epochs that does not grow: all orders of the epochs fit as well. For
+    CKA, documents given in random order: 0 for the debiased estimate."""
+    blind_spot = """Smaller updates late in training make neighbours alike in any schedule; the
+    control shows how much. Cosines of raw activations are dominated by directions that all
+    positions share. CKA compares documents at the time each was trained on, up to an epoch apart,
+    and with T documents it is noisy. Activations are stored in float16."""
     needs = (RUN, recorded("residual_stream", every_episode=True), epochs(1), once_an_epoch)
 
-    def compute(self, *runs: Run) -> xr.Dataset:
-        done = common(runs)
-        return beside(
-            runs,
-            lambda run: self._of_run(run, done),
-            focal=focal_document(runs[0]),
-            layer="last" if self.layer is None else self.layer,
-            unit="one run",
-        )
-
-    def _of_run(self, run: Run, episodes: int) -> xr.Dataset:
+    def of_run(self, run: Run, episodes: int) -> xr.Dataset:
         T = run.config.documents.count
         epochs = np.arange(1, episodes // T + 1)
         # One at a time: float16 on disk.
@@ -119,6 +104,11 @@ class ActivationSimilarity(Analysis):
                 "other_epoch": epochs,
                 "layer": layers,
                 "other_layer": layers,
+            },
+            attrs={
+                "focal": focal,
+                "layer": "last" if self.layer is None else self.layer,
+                "unit": "one run",
             },
         )
         estimate.put(dataset, "growth", (), Estimate(slope, p=p))
@@ -190,7 +180,7 @@ class ActivationSimilarity(Analysis):
 
 def focal_document(run: Run) -> int:
     """The document whose stream was recorded after every episode."""
-    return int(run.config.residual_stream.focal)
+    return int(run.recorder("residual_stream").attrs["focal"])
 
 
 def real(run: Run, stream: NDArray[Any], document: int) -> NDArray[Any]:

@@ -35,9 +35,10 @@ class GradientSimilarity(Analysis):
     """Gradients of each document's loss, in eval mode: exact, from `document_gradients`, or worked
     out again from the checkpoints with `from_checkpoint` (paper, section 4.1 and figure 8a).
 
-    cosine (run, episodes_done, group, document, other), of the documents trained on, in the order
-    of the cycle; group: the kinds of modules, every block, all together (`total`) and the attention
-    of one block. And, all (run, episodes_done, group), with 95% bootstraps over documents:
+    cosine (run, episodes_done, group, document, other), of the documents trained on, numbered in
+    the order of the cycle (of a run without one, as they are); group: the kinds of modules, every
+    block, all together (`total`) and the attention of one block. And, all (run, episodes_done,
+    group), with 95% bootstraps over documents:
 
     - held_out: mean cosine with held-out documents, beside overall, that with the other documents;
     - near_minus_far: mean cosine of neighbours minus that of documents half a cycle apart;
@@ -61,18 +62,13 @@ class GradientSimilarity(Analysis):
 
     name = "gradient_similarity"
     question = "Do documents' gradients agree, and with which neighbours in the cycle?"
-    null = (
-        "Gradients know nothing of the cycle: cosines do not depend on the distance between two "
-        "documents' turns (any order of the documents gives as strong a correlation), and no "
-        "position has a larger mean than others: an interval of the peak that spans the cycle."
-    )
-    blind_spot = (
-        "Gradients are taken in eval mode and at a few times. Small gradients of documents "
-        "just learned are compared by direction alone. Documents of one text are alike whatever "
-        "the cycle: held-out documents show how much. A peak is a maximum: some document always "
-        "has it. The documents of one run share its weights: intervals say how much documents "
-        "differ."
-    )
+    null = """Gradients know nothing of the cycle: cosines do not depend on the distance between two
+    documents' turns (any order of the documents gives as strong a correlation), and no position has
+    a larger mean than others: an interval of the peak that spans the cycle."""
+    blind_spot = """Gradients are taken in eval mode and at a few times. Small gradients of
+    documents just learned are compared by direction alone. Documents of one text are alike whatever
+    the cycle: held-out documents show how much. A peak is a maximum: some document always has it.
+    The documents of one run share its weights: intervals say how much documents differ."""
     needs = (RUN, checkpoints(unless=RECORDER))
 
     def compute(self, *runs: Run) -> xr.Dataset:
@@ -96,14 +92,13 @@ class GradientSimilarity(Analysis):
         ]
         done = common(runs)
         known = sorted(t for t in set.intersection(*map(set, of_runs)) if t <= done)
-        for time in self.episodes:
-            if time not in known:
-                raise InputError(
-                    f"{runs[0].path}: no gradients after {time} episodes; there are some after "
-                    f"{', '.join(map(str, known))}"
-                )
         if not known:
             raise Missing(f"{runs[0].path}: no time at which the controls have gradients too")
+        for time in set(self.episodes) - set(known):
+            raise InputError(
+                f"{runs[0].path}: no gradients after {time} episodes; there are some after "
+                f"{', '.join(map(str, known))}"
+            )
         return list(self.episodes) or known
 
     def _of_run(self, run: Run, times: Sequence[int], order: stats.Ints) -> xr.Dataset:
@@ -147,6 +142,7 @@ class GradientSimilarity(Analysis):
             label="cosine of gradients",
             x="document",
             y="document",
+            extend="max",
             vmin=-top,
             vmax=top,
         )
@@ -211,7 +207,7 @@ def _numbers(cosine: stats.Floats, order: stats.Ints, rng: np.random.Generator) 
             "cosine": (("group", "document", "other"), trained),
             "by_lag": (("group", "lag"), np.stack([stats.by_cyclic_lag(m) for m in trained])),
         },
-        coords={"document": order, "other": order, "lag": np.arange(1, T // 2 + 1)},
+        coords={"document": np.arange(T), "other": np.arange(T), "lag": np.arange(T // 2) + 1},
     )
     maps = [_of_map(*both, rng) for both in zip(trained, held_out, strict=True)]
     for name in maps[0]:

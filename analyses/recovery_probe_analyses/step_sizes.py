@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, recorded
 from recovery_probe_analyses.activation_similarity import focal_document, real
@@ -45,19 +45,14 @@ class StepSizes(Analysis):
     """
 
     name = "step_sizes"
-    question = (
-        "Do weights and activations settle steadily, or by a step each time the cycle closes?"
-    )
-    null = (
-        "Steady settling: a straight line fits the logarithm as well as a level for each epoch, "
-        "and levels fit as well wherever an epoch is said to begin."
-    )
-    blind_spot = (
-        "Norms say how far, not where to. Documents differ, and a cycle repeats their "
-        "differences every epoch: that is not a staircase. The p-value cannot be below 1/T. Weight "
-        "changes over an episode are norms of sketches (the error is in provenance.json); "
-        "activations are stored in float16, which hides changes below a thousandth of their size."
-    )
+    question = """Do weights and activations settle steadily, or by a step each time the cycle
+    closes?"""
+    null = """Steady settling: a straight line fits the logarithm as well as a level for each epoch,
+    and levels fit as well wherever an epoch is said to begin."""
+    blind_spot = """Norms say how far, not where to. Documents differ, and a cycle repeats their
+    differences every epoch: that is not a staircase. The p-value cannot be below 1/T. Weight
+    changes over an episode are norms of sketches (the error is in provenance.json); activations are
+    stored in float16, which hides changes below a thousandth of their size."""
     needs = (
         RUN,
         recorded("weight_deltas", every_episode=True),
@@ -65,15 +60,35 @@ class StepSizes(Analysis):
         epochs(2),
     )
 
-    def compute(self, *runs: Run) -> xr.Dataset:
-        done, places = common(runs), 1 / runs[0].config.documents.count
-        return beside(
-            runs,
-            lambda run: _of_run(run, done),
-            focal=focal_document(runs[0]),
-            unit="one run",
-            p=f"all places to begin an epoch; at least {places:.2g}",
+    def of_run(self, run: Run, episodes: int) -> xr.Dataset:
+        T, focal = run.config.documents.count, focal_document(run)
+        moved = updates(run, episodes)
+        total, groups = len(moved), module_groups(moved.module)
+        sizes = {g: np.linalg.norm(flat(moved, which), axis=1) for g, which in groups.items()}
+        final = run.recorder("residual_stream").final
+        epochs = (final[start : start + T + 1].values for start in range(0, total, T))
+        sizes[ACTIVATION] = np.concatenate([_changes(real(run, rows, focal)) for rows in epochs])
+        schedule = run.schedule.values
+        own = np.flatnonzero(schedule[:total] == focal)
+        place = int(np.flatnonzero(stats.cycle(schedule, T) == focal)[0])
+        turns = dict.fromkeys(groups, (own[:0], 0)) | {ACTIVATION: (own, place)}
+        staircases = [stats.staircase(np.log(sizes[s]), T, *turns[s]) for s in sizes]
+        staircase, p = np.transpose(staircases)
+        dataset = xr.Dataset(
+            {
+                "moved": (("size", "episode"), np.stack(list(sizes.values()))),
+                "path": (("group", "episode"), _paths(run, total, groups.values())),
+                "left_out": ((), len(own)),
+            },
+            coords={"size": list(sizes), "group": list(groups), "episode": np.arange(total)},
+            attrs={
+                "focal": focal,
+                "unit": "one run",
+                "p": f"all places to begin an epoch; at least {1 / T:.2g}",
+            },
         )
+        estimate.put(dataset, "staircase", "size", Estimate(staircase, p=p))
+        return dataset
 
     @plots.styled
     def plot(self, dataset: xr.Dataset) -> Figure:
@@ -83,11 +98,10 @@ class StepSizes(Analysis):
             for axes, size in ((top, "total"), (bottom, ACTIVATION)):
                 values = part.moved.sel(size=size)
                 axes.plot(dataset.episode, values, color=colour, label=f"{name}: {size}")
-        first, styles = dataset.isel(run=0), ("--", ":", "-.", (0, (1, 3)), (0, (5, 3)))
-        for i, size in enumerate(
-            s for s in dataset["size"].values if s not in ("total", ACTIVATION)
-        ):
-            line: dict[str, Any] = {"color": plots.HELD_OUT, "linestyle": styles[i % len(styles)]}
+        first = dataset.isel(run=0).drop_sel(size=["total", ACTIVATION])
+        styles: Iterator[Any] = itertools.cycle(("--", ":", "-.", (0, (1, 3)), (0, (5, 3))))
+        for size, style in zip(first["size"].values, styles, strict=False):
+            line: dict[str, Any] = {"color": plots.HELD_OUT, "linestyle": style}
             values, label = first.moved.sel(size=size), f"{first.run.item()}: {size}"
             top.plot(dataset.episode, values, label=label, **line)
         top.set(ylabel="change of the weights (norm)", title="weights, over an episode")
@@ -124,34 +138,6 @@ class StepSizes(Analysis):
             f"{staircases('total')}; the focal document's activation: {staircases(ACTIVATION)}. "
             f"{ratio}"
         )
-
-
-def _of_run(run: Run, episodes: int) -> xr.Dataset:
-    T, focal = run.config.documents.count, focal_document(run)
-    moved = updates(run, episodes)
-    total, groups = len(moved), module_groups(moved.module)
-    sizes = {g: np.linalg.norm(flat(moved, which), axis=1) for g, which in groups.items()}
-    final = run.recorder("residual_stream").final
-    epochs = (final[start : start + T + 1].values for start in range(0, total, T))
-    sizes[ACTIVATION] = np.concatenate([_changes(real(run, rows, focal)) for rows in epochs])
-    schedule = run.schedule.values
-    own = np.flatnonzero(schedule[:total] == focal)
-    place = int(np.flatnonzero(stats.cycle(schedule, T) == focal)[0])
-    staircases = [
-        stats.staircase(np.log(values), T, *((own, place) if size == ACTIVATION else (own[:0], 0)))
-        for size, values in sizes.items()
-    ]
-    staircase, p = np.transpose(staircases)
-    dataset = xr.Dataset(
-        {
-            "moved": (("size", "episode"), np.stack(list(sizes.values()))),
-            "path": (("group", "episode"), _paths(run, total, groups.values())),
-            "left_out": ((), len(own)),
-        },
-        coords={"size": list(sizes), "group": list(groups), "episode": np.arange(total)},
-    )
-    estimate.put(dataset, "staircase", "size", Estimate(staircase, p=p))
-    return dataset
 
 
 def _paths(run: Run, total: int, groups: Iterable[NDArray[np.bool_]]) -> stats.Floats:

@@ -62,21 +62,17 @@ class TokenRecovery(Analysis):
 
     name = "token_recovery"
     question = "Which tokens are forgotten, and which come back before their document's turn?"
-    null = (
-        "Tokens are alike: the tenth that regained most in other epochs holds a tenth of what is "
-        "regained, and what a token forgot in other epochs tells nothing of what it regains: a "
-        "correlation of 0. Within one epoch noise alone correlates them, since both hold the loss "
-        "at the top, and the largest of noisy tokens seem to hold much: that is why epochs are "
-        "crossed. Without anticipation as much is regained as in the control."
-    )
-    blind_spot = (
-        "The top is a maximum of the document's mean: noise in that mean alone makes a little of "
-        "the regained. A token's fall may be general improvement, or belong to words that the "
-        "documents in between have too. Tokens with more to lose both forget and regain more. "
-        "The list of words is ranked by the numbers it shows: those of the first places are too "
-        "large. Losses are recorded in float16, with a relative error up to 0.0005. In a shuffled "
-        "control waits differ in length."
-    )
+    null = """Tokens are alike: the tenth that regained most in other epochs holds a tenth of what
+    is regained, and what a token forgot in other epochs tells nothing of what it regains: a
+    correlation of 0. Within one epoch noise alone correlates them, since both hold the loss at the
+    top, and the largest of noisy tokens seem to hold much: that is why epochs are crossed. Without
+    anticipation as much is regained as in the control."""
+    blind_spot = """The top is a maximum of the document's mean: noise in that mean alone makes a
+    little of the regained. A token's fall may be general improvement, or belong to words that the
+    documents in between have too. Tokens with more to lose both forget and regain more. The list of
+    words is ranked by the numbers it shows: those of the first places are too large. Losses are
+    recorded in float16, with a relative error up to 0.0005. In a shuffled control waits differ in
+    length."""
     needs = (RUN, recorded("token_losses", every_episode=True))
 
     def compute(self, *runs: Run) -> xr.Dataset:

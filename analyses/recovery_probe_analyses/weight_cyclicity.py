@@ -12,7 +12,6 @@ from annotated_types import Ge
 from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, recorded
 from recovery_probe.seeds import generator
@@ -58,38 +57,25 @@ class WeightCyclicity(Analysis):
 
     name = "weight_cyclicity"
     question = "Do the weights go round once an epoch, in the order of the documents?"
-    null = (
-        "Any drift, smooth or rough, whose epochs have nothing to do with one another: turning "
-        "each epoch about itself by a random amount gives as much variance at the cycle's period "
-        "and as good an order; cycles turn either way, with radii in any order."
-    )
-    blind_spot = (
-        "The same updates in the same order make a closed loop, whether or not anything "
-        "recovers; the shuffled control shows what the documents alone do. Principal components of "
-        "any smooth trajectory look like smooth curves, and every loop closes since its drift is "
-        "taken out: the picture proves nothing. A radius that "
-        "falls may be smaller updates late in training. Sketches keep the geometry within the "
-        "error in provenance.json; a p-value is right for what is sketched, whatever that error."
-    )
+    null = """Any drift, smooth or rough, whose epochs have nothing to do with one another: turning
+    each epoch about itself by a random amount gives as much variance at the cycle's period and as
+    good an order; cycles turn either way, with radii in any order."""
+    blind_spot = """The same updates in the same order make a closed loop, whether or not anything
+    recovers; the shuffled control shows what the documents alone do. Principal components of any
+    smooth trajectory look like smooth curves, and every loop closes since its drift is taken out:
+    the picture proves nothing. A radius that falls may be smaller updates late in training.
+    Sketches keep the geometry within the error in provenance.json; a p-value is right for what is
+    sketched, whatever that error."""
     needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(3))
 
-    def compute(self, *runs: Run) -> xr.Dataset:
-        done = common(runs)
-        dataset = beside(runs, lambda run: self._of_run(run, done), unit="one run")
-        dataset.attrs["p"] = (
-            f"shares, order: {self.permutations} rotations, at least "
-            f"{1 / (1 + self.permutations):.2g}; turns: all directions of the cycles, at least "
-            f"{2.0 ** (1 - dataset.sizes['cycle']):.2g}; tightening: all orders of the cycles"
-        )
-        return dataset
-
-    def _of_run(self, run: Run, episodes: int) -> xr.Dataset:
+    def of_run(self, run: Run, episodes: int) -> xr.Dataset:
         T = run.config.documents.count
         moved = updates(run, episodes)
         groups = module_groups(moved.module, blocks=True)
         parts = [self._of_group(vectors(moved, which), run) for which in groups.values()]
         numbers = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-        first = {"of_seeds": "the first"}
+        first, cycles = {"of_seeds": "the first"}, len(moved) // T - 1
+        least = 1 / (1 + self.permutations)
         document = np.append(-1, run.schedule.values[: len(moved)])
         dataset = xr.Dataset(
             {name: (dims, numbers[name], first) for name, dims in DIMS.items()}
@@ -102,7 +88,13 @@ class WeightCyclicity(Analysis):
                 "episodes_done": np.arange(len(moved) + 1),
                 "episode": np.arange(len(moved)),
                 "axis": [1, 2, 3],
-                "cycle": np.arange(1, len(moved) // T),
+                "cycle": np.arange(cycles) + 1,
+            },
+            attrs={
+                "unit": "one run",
+                "p": f"shares, order: {self.permutations} rotations, at least {least:.2g}; turns: "
+                f"all directions of the cycles, at least {2.0 ** (1 - cycles):.2g}; tightening: "
+                "all orders of the cycles",
             },
         )
         for name in TESTED:

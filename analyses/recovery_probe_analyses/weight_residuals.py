@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, recorded
 from recovery_probe.seeds import generator
@@ -41,30 +40,16 @@ class WeightResiduals(Analysis):
 
     name = "weight_residuals"
     question = "Do the weights come back to similar places one cycle later, whatever their drift?"
-    null = (
-        "Without a cycle the map has no stripes at lags T, 2T, …: rotating the updates within "
-        "each epoch by random amounts, which keeps what an epoch is like and puts epochs out of "
-        "step, gives stripes as strong. A shuffled control has none but document 0's."
-    )
-    blind_spot = (
-        "Subtracting a moving mean makes neighbours alike and residuals half a cycle apart "
-        "unlike in any smooth trajectory; lags below T/2 say nothing. A cycle of period T follows "
-        "from the same updates coming in the same order: it need not do anything for recovery. "
-        "Cosines come from sketches, with the error in provenance.json."
-    )
+    null = """Without a cycle the map has no stripes at lags T, 2T, …: rotating the updates within
+    each epoch by random amounts, which keeps what an epoch is like and puts epochs out of step,
+    gives stripes as strong. A shuffled control has none but document 0's."""
+    blind_spot = """Subtracting a moving mean makes neighbours alike and residuals half a cycle
+    apart unlike in any smooth trajectory; lags below T/2 say nothing. A cycle of period T follows
+    from the same updates coming in the same order: it need not do anything for recovery. Cosines
+    come from sketches, with the error in provenance.json."""
     needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(2))
 
-    def compute(self, *runs: Run) -> xr.Dataset:
-        done = common(runs)
-        return beside(
-            runs,
-            lambda run: self._of_run(run, done),
-            unit="documents",
-            interval="95% percentile bootstrap over positions in the cycle",
-            p=f"one-sided; {self.permutations} rotations within epochs",
-        )
-
-    def _of_run(self, run: Run, episodes: int) -> xr.Dataset:
+    def of_run(self, run: Run, episodes: int) -> xr.Dataset:
         T, seed = run.config.documents.count, run.config.seed
         moved = updates(run, episodes)
         groups = module_groups(moved.module)
@@ -101,6 +86,11 @@ class WeightResiduals(Analysis):
                 "episodes_done": rows,
                 "other": rows,
                 "lag": np.arange(len(rows)),
+            },
+            attrs={
+                "unit": "documents",
+                "interval": "95% percentile bootstrap over positions in the cycle",
+                "p": f"one-sided; {self.permutations} rotations within epochs",
             },
         )
         about = "cosine at lag T minus at other lags"

@@ -67,7 +67,7 @@ def evenly(_: Analysis, runs: Sequence[Run]) -> None:
 
 
 def checkpoints(unless: str = "") -> Need:
-    """That the model may and can be run again: `from_checkpoint`, no hooks that edited it, and a
+    """That the model may and can be run again: `from_checkpoint`, unedited activations, and a
     checkpoint that all runs have. Not of runs that have the recorder `unless`."""
 
     def check(analysis: Analysis, runs: Sequence[Run]) -> None:
@@ -78,10 +78,10 @@ def checkpoints(unless: str = "") -> Need:
                 if not unless:
                     why = f"{analysis.name} runs the model again, which takes torch and time:"
                 raise Missing(f"{run.path}: {why} pass --from-checkpoint")
-            if run.interventions:
+            if editing := run.provenance.get("edited_by"):
                 raise Missing(
-                    f"{run.path}: was trained with {', '.join(run.interventions)}: without that "
-                    "its model, run again, is another network"
+                    f"{run.path}: was trained with {', '.join(editing)}: without that its model, "
+                    "run again, is another network"
                 )
             if not run.checkpoints:
                 raise Missing(f"{run.path}: no checkpoints; train again with --record checkpoints")

@@ -144,10 +144,11 @@ def maps(
     label: str,
     x: str,
     y: str,
+    extend: str = "neither",
     **options: Any,
 ) -> None:
-    """A map in each panel, all on one scale, that of the colour bar with its `label`; `options` of
-    `imshow` go before those of `DIVERGING`."""
+    """A map in each panel, all on one scale, that of the colour bar with its `label`, which says by
+    `extend` that some entries are beyond; `options` of `imshow` go before those of `DIVERGING`."""
     for axes, array, title in zip(panels, values, titles, strict=True):
         image = axes.imshow(array, **{"origin": "lower", **DIVERGING, **options})
         axes.set(title=title, xlabel=x)
@@ -156,7 +157,7 @@ def maps(
         place = axes.get_subplotspec()
         if place and place.is_first_col():
             axes.set_ylabel(y)
-    fig.colorbar(image, ax=panels, label=label)
+    fig.colorbar(image, ax=panels, label=label, extend=extend)
 
 
 def largest(maps: xr.DataArray) -> float:

@@ -3,13 +3,13 @@
 Named in the settings, it stands in `config.toml` with its own settings, which so repeats the run.
 At each moment interventions act before recorders watch, in the order in which they are named:
 
-    start(training) -> hooks     before_step(step)     inputs(step, inputs) -> inputs
+    start(training) -> edits     before_step(step)     inputs(step, inputs) -> inputs
     gradients(step)              weights(step)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recovery_probe.training import Training
+
+NOTEBOOK = "notebook:"  # begins a setting that stands for an object, which cannot be brought back
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,9 @@ class Intervention(Plugin):
 
     group: ClassVar[str] = "interventions"
 
-    def start(self, training: Training) -> tuple[Edit, ...]:
-        """Before any training: the activations that it will change. Raises `InputError` when it
-        cannot act on this network."""
-        return ()
+    def start(self, training: Training) -> Iterable[Edit] | None:
+        """Before any training: the activations that it will change, if any. Raises `InputError`
+        when it cannot act on this network."""
 
     def before_step(self, step: Step) -> None:
         """Before the forward pass."""

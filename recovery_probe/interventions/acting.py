@@ -28,7 +28,8 @@ class Interventions:
 
     def _start(self, intervention: Intervention) -> tuple[Edit, ...]:
         try:
-            edits = tuple(intervention.start(self.training))
+            edits = tuple(intervention.start(self.training) or ())
+            points = [edit.name for edit in edits]
         except (InputError, HookError):
             raise
         except AUTHORS as error:
@@ -36,7 +37,6 @@ class Interventions:
                 f"intervention {intervention.name} cannot start with this model and these "
                 f"settings: {reason(error)}"
             ) from error
-        points = [edit.name for edit in edits]
         fired = shapes_at(self.training, points) if points else {}
         if silent := [point for point in points if point not in fired]:
             raise InputError(
@@ -44,6 +44,11 @@ class Interventions:
                 "such hook point, or it never fires"
             )
         return edits
+
+    @property
+    def editing(self) -> list[str]:
+        """Those that change activations: without them the network is another."""
+        return [name for name, edits in self.edits.items() if edits]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -84,11 +89,19 @@ class Interventions:
         self._each("before_step", step)
 
     def shown(self, step: Step) -> dict[str, Any]:
-        """What the network is given at a step."""
+        """What the network is given at a step. Each gets copies, which it may change in place."""
         inputs = step.inputs
         for intervention in self.all:
+            if type(intervention).inputs is Intervention.inputs:
+                continue
             with _failures(intervention, step):
-                inputs = intervention.inputs(step, inputs)
+                changed = intervention.inputs(step, {n: t.clone() for n, t in inputs.items()})
+            if _shapes(changed) != _shapes(inputs):
+                raise HookError(
+                    f"intervention {intervention.name} gave inputs of {_shapes(changed)} in "
+                    f"{_when(step)}, for {_shapes(inputs)}"
+                )
+            inputs = changed
         return inputs
 
     def gradients(self, step: Step) -> None:
@@ -96,10 +109,6 @@ class Interventions:
 
     def weights(self, step: Step) -> None:
         self._each("weights", step)
-
-    def change(self, moment: str) -> bool:
-        """Whether any has something to do at a moment."""
-        return any(getattr(type(i), moment) is not getattr(Intervention, moment) for i in self.all)
 
     def _each(self, moment: str, step: Step) -> None:
         for intervention in self.all:
@@ -138,6 +147,13 @@ def _when(moment: Step | range) -> str:
     if isinstance(moment, Step):
         return f"step {moment.index}"
     return f"the evaluation of documents {moment.start} to {moment.stop - 1}"
+
+
+def _shapes(inputs: Any) -> Any:
+    """Name -> shape of inputs; of anything else, its type."""
+    if not isinstance(inputs, dict):
+        return type(inputs).__name__
+    return {name: tuple(getattr(values, "shape", ())) for name, values in inputs.items()}
 
 
 def _what(value: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from recovery_probe.errors import HookError, InputError
-from recovery_probe.interventions import Edit, Intervention, Step
+from recovery_probe.interventions import NOTEBOOK, Edit, Intervention, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +31,12 @@ class EditActivations(Intervention):
 
     @classmethod
     def of(cls, hooks: Iterable[tuple[Any, Callable[..., Any]]], **settings: Any) -> Self:
-        """Of (pattern, function) as they are at hand in a notebook. The settings name them, and
+        """Of pairs (pattern, function) that are at hand in a notebook. The settings name them, and
         cannot bring them back."""
         from recovery_probe.functions import HookFunction
 
         functions = [HookFunction(pattern, function) for pattern, function in hooks]
-        made = cls(hooks=tuple(map(str, functions)), **settings)
+        made = cls(hooks=tuple(f"{NOTEBOOK}{function}" for function in functions), **settings)
         made.functions = functions
         return made
 
@@ -46,11 +46,12 @@ class EditActivations(Intervention):
         if not self.hooks:
             raise InputError("edit.hooks: no function given: file.py:FUNCTION@PATTERN")
         if not hasattr(self, "functions"):
-            if made := [hook for hook in self.hooks if ".py:" not in hook]:
-                raise InputError(
-                    f"edit.hooks = {made[0]!r}: a function of a notebook; pass it to fit again, or "
-                    "put it in a file: file.py:FUNCTION@PATTERN"
-                )
+            for hook in self.hooks:
+                if hook.startswith(NOTEBOOK):
+                    raise InputError(
+                        f"edit.hooks: {hook}: a function of a notebook; pass it to fit again, or "
+                        "put it in a file: file.py:FUNCTION@PATTERN"
+                    )
             self.functions = [HookFunction(*split(hook, "edit.hooks")) for hook in self.hooks]
         passes: tuple[Literal["training", "evaluation"], ...] = ("training", "evaluation")
         return tuple(

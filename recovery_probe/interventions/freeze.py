@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge
 
 from recovery_probe.errors import InputError
-from recovery_probe.interventions import Edit, Intervention, Step
+from recovery_probe.interventions import Intervention, Step
 from recovery_probe.spelling import nearest
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Freeze(Intervention):
     # anything: blocks.*.mlp, *.bias
     modules: tuple[str, ...] = ()
 
-    def start(self, training: Training) -> tuple[Edit, ...]:
+    def start(self, training: Training) -> None:
         parameters = training.model.parameters
         tied = "embed.weight" in parameters and "unembed.weight" not in parameters
         self._check(len(training.model.bridge.blocks), list(parameters), tied)
@@ -61,7 +61,6 @@ class Freeze(Intervention):
         fixed, total = (sum(p.numel() for p in ps.values()) for ps in (self.frozen, parameters))
         with_it = ", the tied unembedding among them" * (tied and "embed.weight" in self.frozen)
         print(f"freeze: {fixed} of {total} weights held fixed{with_it}", file=sys.stderr)
-        return ()
 
     def gradients(self, step: Step) -> None:
         for parameter in self.frozen.values():

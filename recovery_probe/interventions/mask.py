@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Gt, Le
 
 from recovery_probe.errors import InputError
-from recovery_probe.interventions import Edit, Intervention, Step
+from recovery_probe.interventions import Intervention, Step
 from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ class Mask(Intervention):
     # probability that an id is set to 0; the paper has 0.1, 0.2 and 0.3
     p: Annotated[float, Gt(0), Le(1)] = 0.1
 
-    def start(self, training: Training) -> tuple[Edit, ...]:
+    def start(self, training: Training) -> None:
         if "tokens" not in training.inputs:
             raise InputError("mask: the documents have no tokens to hide")
         self.seed = training.settings.seed
-        return ()
 
     def inputs(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
         import torch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from recovery_probe.errors import HookError, InputError
-from recovery_probe.interventions import Edit, Intervention, Step
+from recovery_probe.interventions import NOTEBOOK, Intervention, Step
 from recovery_probe.spelling import nearest
 
 if TYPE_CHECKING:
@@ -39,28 +39,30 @@ class Project(Intervention):
     def along(cls, directions: Mapping[str, Tensor], **settings: Any) -> Self:
         """Along directions that are at hand in a notebook. The settings tell them apart from
         others, and cannot bring them back."""
-        tensors = {name: tensor.detach().cpu() for name, tensor in sorted(directions.items())}
+        import torch
+
+        tensors = {n: torch.as_tensor(t).detach().cpu() for n, t in sorted(directions.items())}
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in tensors.items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.double().numpy().tobytes())
-        made = cls(directions=f"notebook:{digest.hexdigest()}", **settings)
+        made = cls(directions=f"{NOTEBOOK}{digest.hexdigest()}", **settings)
         made.tensors = tensors
         return made
 
-    def start(self, training: Training) -> tuple[Edit, ...]:
+    def start(self, training: Training) -> None:
         self.parameters = training.model.parameters
         if not hasattr(self, "tensors"):
             self.tensors = self._read()
         self._check()
         self.basis = self._orthonormal()
-        return ()
 
     def gradients(self, step: Step) -> None:
         if self.of == "gradient":
-            whole = {name: p.grad for name, p in self._moving(step).items()}
+            moving = self._moving(step)
+            whole = {name: p.grad for name, p in moving.items()}
             for name, rest in self._outside(whole, step).items():
-                whole[name].copy_(rest)
+                moving[name].grad.copy_(rest)
 
     def before_step(self, step: Step) -> None:
         if self.of == "update":
@@ -87,12 +89,15 @@ class Project(Intervention):
         return moving
 
     def _outside(self, whole: Mapping[str, Tensor], step: Step) -> dict[str, Tensor]:
-        """What remains of a vector, in float32 at least; `whole` and this by parameter."""
+        """What remains of a vector; it and this by parameter, worked out in float32 at least."""
         import torch
         from einops import einsum
+        from torch.nn.utils import get_total_norm
 
+        wide = next(iter(self.basis.values())).dtype
+        whole = {name: tensor.to(wide) for name, tensor in whole.items()}
         each = [
-            einsum(basis, whole[name].flatten().to(basis), "direction value, value -> direction")
+            einsum(basis, whole[name].flatten(), "direction value, value -> direction")
             for name, basis in self.basis.items()
         ]
         along = torch.stack(each).sum(0)
@@ -102,16 +107,13 @@ class Project(Intervention):
             rest[name] = whole[name] - inside.view_as(whole[name])
         if not self.keep_norm:
             return rest
-        before, after = (
-            torch.stack([t.float().norm() for t in tensors.values()]).norm()
-            for tensors in (whole, rest)
-        )
-        if after < NOTHING * before:
+        norm, left = get_total_norm(whole.values()), get_total_norm(rest.values())
+        if left < NOTHING * norm:
             raise HookError(
                 f"intervention project, in step {step.index}: nothing of the {self.of} is outside "
                 "its directions, so that its norm cannot be kept"
             )
-        return {name: tensor * (before / after) for name, tensor in rest.items()}
+        return {name: tensor * (norm / left) for name, tensor in rest.items()} if norm else rest
 
     @property
     def _where(self) -> str:
@@ -123,7 +125,7 @@ class Project(Intervention):
 
         if not self.directions:
             raise InputError("project.directions: no file given")
-        if self.directions.startswith("notebook:"):
+        if self.directions.startswith(NOTEBOOK):
             raise InputError(
                 f"{self._where}: directions of a notebook; pass them to fit again, or name a file "
                 "(safetensors.torch.save_file)"

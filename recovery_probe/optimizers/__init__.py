@@ -21,10 +21,12 @@ class Optimizer(Plugin):
 
 
 def plain_rate(optimizer: torch.optim.Optimizer) -> float | None:
-    """The learning rate of plain descent, whose step is -rate · gradient; None for any other."""
+    """The learning rate of plain descent, whose step is -rate · gradient; None for any other, and
+    where a schedule of rates, or anything else, is tied to its steps."""
     import torch
 
-    if type(optimizer) is not torch.optim.SGD:
+    tied = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    if type(optimizer) is not torch.optim.SGD or tied or "step" in vars(optimizer):
         return None
     rates = {group["lr"] for group in optimizer.param_groups}
     others = ("momentum", "weight_decay", "nesterov", "maximize")

@@ -390,7 +390,4 @@ def open_runs(path: str | os.PathLike[str]) -> list[Run]:
 
 def _described(name: str, settings: Mapping[str, Any]) -> str:
     """`sgd, lr 0.1`: a plug-in and those of its settings that say something."""
-    values = (
-        f"{n} {v:g}" if isinstance(v, float) else f"{n} {v}" for n, v in settings.items() if v
-    )
-    return ", ".join([name, *values])
+    return ", ".join([name, *plugins.in_words(settings)])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from recovery_probe.moments import Episode as Episode
 from recovery_probe.moments import Step as Step
-from recovery_probe.plugins import Plugin
+from recovery_probe.plugins import Plugin, in_words, settings_of
 from recovery_probe.record.layout import EPISODE as EPISODE
 from recovery_probe.record.layout import STEP as STEP
 from recovery_probe.record.layout import Array as Array
@@ -44,10 +44,11 @@ class Hook:
 class Layout:
     """Everything a recorder will write and where it looks."""
 
+    # name -> what its rows are
     arrays: dict[str, Array] = field(default_factory=dict)
     # name -> dimension or dimensions, values
     coords: dict[str, tuple[str | tuple[str, ...], Any]] = field(default_factory=dict)
-    # Time dimension -> how often, as `Timeline.due` reads it; always when not said.
+    # time dimension -> how often, as `Timeline.due` reads it; always when not said
     every: dict[str, str] = field(default_factory=dict)
     hooks: tuple[Hook, ...] = ()
     files: int = 0  # bytes written beside the record
@@ -64,7 +65,8 @@ class Recorder(Plugin):
     makes_passes: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        return self.name
+        settings = in_words(settings_of(self))
+        return f"{self.name} ({', '.join(settings)})" if settings else self.name
 
     def start(self, training: Training) -> Layout:
         """Say what will be written. Raises `InputError` when it cannot be recorded so."""

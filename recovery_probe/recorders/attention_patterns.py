@@ -57,17 +57,17 @@ class AttentionPatterns(Recorder):
                 "attention pattern of the training document",
                 dtype="float16",
             )
-        hooks = tuple(Hook(point, self.training) for point in points)
+        hooks = tuple(Hook(point, self.watch) for point in points)
         return Layout(arrays, every={STEP: self.every}, hooks=hooks)
 
-    def training(self, pattern: Tensor, *, hook: Any, moment: Step) -> None:
+    def watch(self, pattern: Tensor, *, hook: Any, moment: Step) -> None:
         import torch
         from einops import reduce
 
         p = pattern.detach()[0]  # (head, query, key)
-        each = torch.special.entr(p[:, : moment.length].float())
-        entropy = reduce(each, "head query key -> head query", "sum").mean(-1)
-        self.entropy.put(hook.name, entropy)
+        terms = torch.special.entr(p[:, : moment.length].float())
+        entropy = reduce(terms, "head query key -> head query", "sum")
+        self.entropy.put(hook.name, entropy.mean(-1))
         if self.patterns:
             self.kept.put(hook.name, p.half())
 

@@ -31,7 +31,10 @@ def check_names(recorders: Iterable[Recorder]) -> None:
         if not isinstance(name, str):
             raise InputError(f"recorder {type(recorder).__name__} has no name: name = '...'")
         if name in seen:
-            raise InputError(f"two recorders are called {name!r}")
+            raise InputError(
+                f"two recorders are called {name!r}; leave out the one that the settings name "
+                f"(--no-record {name}), or give a hook another name: (name, pattern, function)"
+            )
         if not name.isidentifier() or name.startswith("_") or name in RESERVED:
             raise InputError(
                 f"a recorder called {name!r} cannot have a group in the record; give it another "
@@ -97,8 +100,8 @@ def misfit(value: Any, array: Array) -> str:
     else:
         kind = np.asarray(value).dtype.kind
     if kind not in RANK or RANK[kind] > RANK[np.dtype(array.dtype).kind]:
-        found = value.dtype if isinstance(value, Tensor) else np.asarray(value).dtype
-        return f"as {found}; its layout says as {array.dtype}"
+        dtype = value.dtype if isinstance(value, Tensor) else np.asarray(value).dtype
+        return f"as {dtype}; its layout says as {array.dtype}"
     return ""
 
 
@@ -120,8 +123,8 @@ def checksum(tensor: Tensor) -> Tensor:
     return flat.view(bits.get(flat.element_size(), torch.uint8)).sum(dtype=torch.int64)
 
 
-class Watch:
-    """Notices that weights changed, or gradients too, by their checksums."""
+class Seal:
+    """Put on weights, or gradients too, it notices that they changed, by their checksums."""
 
     def __init__(self, parameters: Mapping[str, Tensor], gradients: bool) -> None:
         self.parameters, self.gradients = parameters, gradients
@@ -155,13 +158,13 @@ class Watch:
 
 
 @contextmanager
-def untouched(tensor: Any, told: str, *, values: bool = False) -> Iterator[None]:
+def untouched(tensor: Any, message: str, *, values: bool = False) -> Iterator[None]:
     """Raise `HookError` when what is done meanwhile changes a tensor in place. PyTorch counts
-    changes, but for those through `.data`, which `values` finds too."""
+    changes, but for those through `.data`, which `values` notices too."""
     if not isinstance(tensor, Tensor):
         yield
         return
     version, bits = tensor._version, checksum(tensor) if values else None
     yield
     if tensor._version != version or (bits is not None and not torch.equal(bits, checksum(tensor))):
-        raise HookError(told)
+        raise HookError(message)

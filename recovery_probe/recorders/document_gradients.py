@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class DocumentGradients(Recorder):
     """`inner` (episodes_done, module, document, other): ⟨Gᵢ, Gⱼ⟩ of the gradients of each
     document's mean loss (nats), in eval mode; their sum over modules is that of the whole model.
+    They are of all parameters and no intervention acts on them: also where `freeze` holds one.
     """
 
     name = "document_gradients"

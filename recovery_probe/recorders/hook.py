@@ -139,30 +139,30 @@ class HookRecorder(Recorder):
 
     def _number(self, value: Any, point: str, when: str) -> Tensor:
         """What the function returned, as a tensor of the recorded kind; it stays on its device."""
-        found = self._tensor(value, point, when)
-        if tuple(found.shape) != self.recorded.get(point):
+        number = self._tensor(value, point, when)
+        if tuple(number.shape) != self.recorded.get(point):
             before = f"{self.recorded[point]}" if point in self.recorded else "nothing"
             raise HookError(
-                f"hook {self.name} returned shape {tuple(found.shape)} at {point} in {when}, and "
+                f"hook {self.name} returned shape {tuple(number.shape)} at {point} in {when}, and "
                 f"{before} in {TRIAL}"
             )
-        return found.to(getattr(torch, str(self.dtype)))
+        return number.to(getattr(torch, str(self.dtype)))
 
     def _tensor(self, value: Any, point: str, when: str) -> Tensor:
         try:
-            found = value.detach() if isinstance(value, Tensor) else torch.tensor(np.array(value))
+            number = value.detach() if isinstance(value, Tensor) else torch.tensor(np.array(value))
         except Exception as error:
             why = " ".join(str(error).split())[:120]
             raise HookError(
                 f"hook {self.name} returned a {type(value).__name__} at {point} in {when}: "
                 f"expected a number, an array or a tensor ({why})"
             ) from error
-        if found.is_complex() or found.layout != torch.strided or found.device.type == "meta":
+        if number.is_complex() or number.layout != torch.strided or number.device.type == "meta":
             raise HookError(
-                f"hook {self.name} returned a tensor of {found.dtype}, {found.layout} on "
-                f"{found.device} at {point} in {when}: expected real numbers, dense"
+                f"hook {self.name} returned a tensor of {number.dtype}, {number.layout} on "
+                f"{number.device} at {point} in {when}: expected real numbers, dense"
             )
-        return found
+        return number
 
     @torch.no_grad()
     def _try(self, training: Training) -> None:
@@ -186,13 +186,13 @@ class HookRecorder(Recorder):
         """The shape and the kind of number that a trial gave at a point."""
         if value is None:
             return
-        found = self._tensor(value, point, TRIAL)
-        kind = np.float32 if found.dtype == torch.bfloat16 else str(found.dtype)[6:]
+        number = self._tensor(value, point, TRIAL)
+        kind = np.float32 if number.dtype == torch.bfloat16 else str(number.dtype)[6:]
         self.dtype = np.result_type(self.dtype, kind)
-        shape = self.recorded.setdefault(point, tuple(found.shape))
-        if {shape, tuple(found.shape)} != {*self.recorded.values()}:
+        shape = tuple(number.shape)
+        if {shape, self.recorded.setdefault(point, shape)} != {*self.recorded.values()}:
             shapes = ", ".join(f"{p}: {s}" for p, s in self.recorded.items())
             raise InputError(
-                f"hook {self.name} returns different shapes ({shapes}, {point}: "
-                f"{tuple(found.shape)}); match fewer points"
+                f"hook {self.name} returns different shapes ({shapes}, {point}: {shape}); match "
+                "fewer points"
             )

@@ -27,7 +27,7 @@ from recovery_probe.record.layout import EPISODE, STEP
 from recovery_probe.record.writer import Writer
 from recovery_probe.recorders import Hook, Recorder, Rows
 from recovery_probe.recorders.checks import (
-    Watch,
+    Seal,
     check_layout,
     check_names,
     fitted,
@@ -38,7 +38,7 @@ from recovery_probe.settings import Settings
 from recovery_probe.training import Training
 
 
-class _Watched:
+class _AtWork:
     """A recorder at work: its layout, when it is due, the rows it has given, the time it took."""
 
     def __init__(self, recorder: Recorder, training: Training) -> None:
@@ -155,17 +155,17 @@ class Recording:
         recorders = list(recorders)
         check_names(recorders)
         _check_passes(recorders, interventions)
-        self.watched = [_Watched(recorder, training) for recorder in recorders]
+        self.at_work = [_AtWork(recorder, training) for recorder in recorders]
         self._check_points()
         self.start = self.committed = training.done  # episodes
-        self.watch: Watch | None = None  # while it is being checked
+        self.seal: Seal | None = None  # while it is being checked
         self.token_losses: list[Tensor] = []
 
     def _check_points(self) -> None:
         """Raise `InputError` for a hook that would never be called."""
-        wanted = {hook.name for w in self.watched for hook in w.layout.hooks}
-        fired = shapes_at(self.training, wanted) if wanted else {}
-        for w in self.watched:
+        points = {hook.name for w in self.at_work for hook in w.layout.hooks}
+        fired = shapes_at(self.training, points) if points else {}
+        for w in self.at_work:
             silent = [hook.name for hook in w.layout.hooks if hook.name not in fired]
             if silent:
                 more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
@@ -176,7 +176,7 @@ class Recording:
 
     def lay_out(self, writer: Writer) -> None:
         """Lay every array out for the whole run, a group for each recorder."""
-        for w in self.watched:
+        for w in self.at_work:
             if w.layout.arrays:
                 due = {a.time: w.due[a.time] for a in w.layout.arrays.values()}
                 settings = plugins.settings_of(w.recorder)
@@ -184,22 +184,22 @@ class Recording:
 
     def sizes(self) -> dict[str, dict[str, tuple[tuple[int, ...], int]]]:
         """Recorder -> array -> shape and bytes, uncompressed; `(files)` beside the record."""
-        told: dict[str, dict[str, tuple[tuple[int, ...], int]]] = {}
-        for w in self.watched:
+        sizes: dict[str, dict[str, tuple[tuple[int, ...], int]]] = {}
+        for w in self.at_work:
             arrays = {}
             for name, a in w.layout.arrays.items():
                 shape = (len(w.due[a.time]), *a.shape)
                 arrays[name] = (shape, int(np.prod(shape)) * np.dtype(a.dtype).itemsize)
             if w.layout.files:
                 arrays["(files)"] = ((), w.layout.files)
-            told[w.name] = arrays
-        return told
+            sizes[w.name] = arrays
+        return sizes
 
     def rehearse(self) -> dict[str, tuple[float, int, str]]:
         """Recorder -> seconds of work of one call, the better of two tries when they are short;
         the number of calls in the run; and whether a call is for a step or for an episode."""
-        told = {}
-        for w in self.watched:
+        costs = {}
+        for w in self.at_work:
             tries: list[float] = []
             while len(tries) < 2 and sum(tries) < 1:
                 start = clock(self.training.model.device)
@@ -211,23 +211,23 @@ class Recording:
                     ) from error
                 tries.append((clock(self.training.model.device) - start) * parts)
             time_ = STEP if any(a.time == STEP for a in w.layout.arrays.values()) else EPISODE
-            told[w.name] = (min(tries), len(w.due[time_]), time_)
-        return told
+            costs[w.name] = (min(tries), len(w.due[time_]), time_)
+        return costs
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks in place; gone when it ends, also after an error."""
-        hooks = [(w, hook) for w in self.watched for hook in w.layout.hooks]
+        hooks = [(w, hook) for w in self.at_work for hook in w.layout.hooks]
         watching = [(hook.name, "fwd", self._watch(w, hook)) for w, hook in hooks]
         with hooked(self.training.model.bridge, watching):
             yield
 
-    def _watch(self, w: _Watched, wanted: Hook) -> Callable[..., None]:
+    def _watch(self, w: _AtWork, asked: Hook) -> Callable[..., None]:
         def watching(tensor: Tensor, *, hook: Any) -> None:
             moment = self.training.passing
-            if isinstance(moment, Step) and wanted.during == "training":
+            if isinstance(moment, Step) and asked.during == "training":
                 dimension, when = STEP, moment.index
-            elif isinstance(moment, range) and wanted.during == "evaluation":
+            elif isinstance(moment, range) and asked.during == "evaluation":
                 dimension, when = EPISODE, self.training.done
             else:
                 return
@@ -235,35 +235,35 @@ class Recording:
                 f"recorder {w.name} changed the activation at {hook.name} in place, at {dimension} "
                 f"{when}; work on a copy (tensor.clone())"
             )
-            with untouched(tensor, changed, values=self.watch is not None):
-                w.take(partial(wanted.function, tensor, hook=hook, moment=moment), dimension, when)
+            with untouched(tensor, changed, values=self.seal is not None):
+                w.take(partial(asked.function, tensor, hook=hook, moment=moment), dimension, when)
 
         return watching
 
     def before_step(self, step: Step) -> None:
         timeline = self.training.timeline
-        self._start_watch(step.index % (timeline.documents * timeline.steps) == 0)
+        self._put_seal(step.index % (timeline.documents * timeline.steps) == 0)
         self._each("before_step", STEP, step.index, step)
 
     def after_backward(self, step: Step) -> None:
-        if self.watch is not None:
-            hooks = [f"a hook of recorder {w.name}" for w in self.watched if w.layout.hooks]
+        if self.seal is not None:
+            hooks = [f"a hook of recorder {w.name}" for w in self.at_work if w.layout.hooks]
             acting = [f"intervention {name}" for name in self.interventions]
-            self.watch.check(" or ".join([*hooks, *acting]), f"step {step.index}")
-            self._start_watch(True, gradients=True)
+            self.seal.check(" or ".join([*hooks, *acting]), f"step {step.index}")
+            self._put_seal(True, gradients=True)
         self._each("after_backward", STEP, step.index, step)
 
     def after_step(self, step: Step) -> None:
-        self._start_watch(self.watch is not None)
+        self._put_seal(self.seal is not None)
         self._each("after_step", STEP, step.index, step)
-        self._start_watch(False)
+        self._put_seal(False)
 
     def after_episode(self, done: int) -> None:
         token_losses = torch.cat(self.token_losses)
-        self._start_watch(done % self.training.timeline.documents == 0)
+        self._put_seal(done % self.training.timeline.documents == 0)
         episode = Episode(done, self.training.model, token_losses)
         self._each("after_episode", EPISODE, done, episode)
-        self._start_watch(False)
+        self._put_seal(False)
 
     def evaluated(self, start: int, token_losses: Tensor, mask: Tensor) -> None:
         """(batch, C), (batch, C): what an evaluation of the documents from `start` on found, and
@@ -273,27 +273,27 @@ class Recording:
         before = self.token_losses if start else []
         self.token_losses = [*before, token_losses.where(predicted, torch.nan)]
 
-    def _start_watch(self, wanted: bool, gradients: bool = False) -> None:
+    def _put_seal(self, checking: bool, gradients: bool = False) -> None:
         parameters = self.training.model.parameters
-        self.watch = Watch(parameters, gradients) if wanted and self.watched else None
+        self.seal = Seal(parameters, gradients) if checking and self.at_work else None
 
     def _each(self, moment: str, dimension: str, when: int, context: Step | Episode) -> None:
-        for w in self.watched:
+        for w in self.at_work:
             if not w.overrides(moment):
                 continue
             w.take(partial(getattr(w.recorder, moment), context), dimension, when)
-            if self.watch is not None:
-                self.watch.check(f"recorder {w.name}", f"{dimension} {when}")
+            if self.seal is not None:
+                self.seal.check(f"recorder {w.name}", f"{dimension} {when}")
 
     def commit(self, writer: Writer) -> None:
         """Write the rows that have come in since the last commit."""
-        for w in self.watched:
+        for w in self.at_work:
             w.write(writer)
         self.committed = self.training.done
 
     def conclude(self) -> None:
         """Raise `HookError` for an array that was laid out and has no row, in a whole run."""
-        for w in self.watched:
+        for w in self.at_work:
             for name, given in w.given.items():
                 if not given:
                     raise HookError(f"recorder {w.name} gave no row of {name!r} in the whole run")
@@ -301,22 +301,22 @@ class Recording:
     def finish(self, seconds: float) -> dict[str, Any]:
         """Facts for the provenance: what each recorder cost, what it says itself, and how many
         rows that were due it did not give, by array."""
-        told = {}
-        for w in self.watched:
+        said = {}
+        for w in self.at_work:
             try:
                 facts = dict(w.recorder.finish())
                 facts = json.loads(json.dumps(facts, default=lambda value: value.item()))
             except AUTHORS as error:
                 facts = {"error": f"finish failed: {reason(error)}"}
                 print(f"recorder {w.name}: {facts['error']}", file=sys.stderr)
-            told[w.name] = facts | {
+            said[w.name] = facts | {
                 "seconds": round(w.seconds, 3),
                 "share": round(w.seconds / seconds, 4) if seconds else None,
             }
             missing = w.missing(self.start, self.committed)
             if missing:
-                told[w.name]["rows_missing"] = missing
-        return {"recorders": told}
+                said[w.name]["rows_missing"] = missing
+        return {"recorders": said}
 
 
 def find(settings: Settings) -> list[Recorder]:
@@ -333,13 +333,13 @@ def find(settings: Settings) -> list[Recorder]:
 
 def _check_passes(recorders: Iterable[Recorder], interventions: Interventions) -> None:
     """Raise `InputError` for numbers of another network than the one that is trained."""
-    edits = [name for name, edits in interventions.edits.items() if edits]
+    editing = interventions.editing
     for recorder in recorders:
-        if edits and recorder.makes_passes:
+        if editing and recorder.makes_passes:
             raise InputError(
-                f"intervention {edits[0]} changes activations, and recorder {recorder.name} makes "
-                "passes of its own, without that: what it records would be of another network; "
-                f"leave it out: --no-record {recorder.name}"
+                f"intervention {editing[0]} changes activations, and recorder {recorder.name} "
+                "makes passes of its own, without that: what it records would be of another "
+                f"network; leave it out: --no-record {recorder.name}"
             )
 
 

@@ -46,56 +46,51 @@ class ResidualStream(Recorder):
                 f"residual_stream.focal = {self.focal}: the documents trained on are 0 to "
                 f"{documents.trained - 1}"
             )
-        self.all_layers = self.focal_layers == "all"
         self.length = int(documents.lengths[self.focal])
         blocks, width = len(bridge.blocks), bridge.cfg.d_model
-        layers = blocks + 1
-        positions = documents.mask.shape[1]
-        full = self.reduce == "all"
+        layers, positions = blocks + 1, documents.mask.shape[1]
         points = ["blocks.0.hook_resid_pre"]
         points += [f"blocks.{i}.hook_resid_post" for i in range(blocks)]
-        self.trained = Points(points)
-        self.evaluated = Points(points if self.all_layers else points[-1:])
+        focal = points if self.focal_layers == "all" else points[-1:]
+        self.trained, self.evaluated = Points(points), Points(focal)
+        full = self.reduce == "all"
         rounded = "; float16: rounded to 1 in 2048, and inf beyond 65504"
-        everywhere = Array(
-            EPISODE,
-            ("layer", "position", "width"),
-            (layers, positions, width),
-            f"residual stream of document {self.focal} at every layer{rounded}",
-            dtype="float16",
-        )
+        arrays = {
+            "residual": Array(
+                STEP,
+                ("layer", "position", "width") if full else ("layer", "width"),
+                (layers, positions, width) if full else (layers, width),
+                f"residual stream of the training document, {self.reduce} of positions; "
+                "layer 0 is before block 0, layer i after block i - 1" + (rounded if full else ""),
+                dtype="float16" if full else "float32",
+            ),
+            "final": Array(
+                EPISODE,
+                ("position", "width"),
+                (positions, width),
+                f"residual stream of document {self.focal} after the last block{rounded}",
+                dtype="float16",
+            ),
+        }
+        if self.focal_layers == "all":
+            arrays["focal"] = Array(
+                EPISODE,
+                ("layer", "position", "width"),
+                (layers, positions, width),
+                f"residual stream of document {self.focal} at every layer{rounded}",
+                dtype="float16",
+            )
         return Layout(
-            arrays={
-                "residual": Array(
-                    STEP,
-                    ("layer", *(["position"] if full else []), "width"),
-                    (layers, *([positions] if full else []), width),
-                    f"residual stream of the training document, {self.reduce} of positions; "
-                    "layer 0 is before block 0, layer i after block i - 1"
-                    + (rounded if full else ""),
-                    dtype="float16" if full else "float32",
-                ),
-                "final": Array(
-                    EPISODE,
-                    ("position", "width"),
-                    (positions, width),
-                    f"residual stream of document {self.focal} after the last block{rounded}",
-                    dtype="float16",
-                ),
-                **({"focal": everywhere} if self.all_layers else {}),
-            },
+            arrays,
             coords={"hook_point": ("layer", points)},
             every={STEP: self.every},
             hooks=(
-                *(Hook(point, self.training) for point in points),
-                *(
-                    Hook(point, self.evaluation, during="evaluation")
-                    for point in (points if self.all_layers else points[-1:])
-                ),
+                *(Hook(point, self.watch_training) for point in points),
+                *(Hook(point, self.watch_evaluation, during="evaluation") for point in focal),
             ),
         )
 
-    def training(self, tensor: Tensor, *, hook: Any, moment: Step) -> None:
+    def watch_training(self, tensor: Tensor, *, hook: Any, moment: Step) -> None:
         real = tensor.detach()[0, : moment.length]
         if self.reduce == "mean":
             real = real.mean(0)
@@ -108,7 +103,7 @@ class ResidualStream(Recorder):
     def after_backward(self, step: Step) -> Rows:
         return self.trained.rows("residual")
 
-    def evaluation(self, tensor: Tensor, *, hook: Any, moment: range) -> None:
+    def watch_evaluation(self, tensor: Tensor, *, hook: Any, moment: range) -> None:
         if self.focal in moment:
             real = tensor.detach()[moment.index(self.focal), : self.length].half()
             self.evaluated.put(hook.name, pad(real, tensor.shape[1]))
@@ -117,7 +112,8 @@ class ResidualStream(Recorder):
         row = self.evaluated.row()  # (layer, position, width), of the last layer or of all
         if row is None:
             return None
-        return {"final": row[-1], **({"focal": row} if self.all_layers else {})}
+        final = {"final": row[-1]}
+        return final | {"focal": row} if self.focal_layers == "all" else final
 
 
 def pad(real: Tensor, positions: int) -> Tensor:

@@ -30,14 +30,14 @@ class SketchCheck:
             if size <= room:
                 room -= size
                 self.rows[row] = own
-        chosen = np.linspace(0, max(0, len(steps) - 2), CHECKS).astype(int)
-        self.at = {int(steps[i]) for i in chosen}
+        places = np.linspace(0, max(0, len(steps) - 2), CHECKS).astype(int)
+        self.chosen = {int(steps[i]) for i in places}
         self.before: tuple[dict[int, Tensor], Tensor] | None = None
         self.errors: list[Tensor] = []
 
     def __call__(self, step: int, sketch: Tensor) -> None:
         """Keep the gradients of a chosen step; compare with those of the next recorded one."""
-        if self.before is None and step not in self.at:
+        if self.before is None and step not in self.chosen:
             return
         now = {
             row: torch.cat([gradient_of(p).flatten() for p in own])
@@ -48,7 +48,7 @@ class SketchCheck:
             self.errors += [
                 _cosine(old_sketch[row], sketch[row]) - _cosine(old[row], now[row]) for row in now
             ]
-        self.before = (now, sketch.clone()) if step in self.at else None
+        self.before = (now, sketch.clone()) if step in self.chosen else None
 
     def facts(self) -> dict[str, Any]:
         """Root-mean-square and largest error of the cosine, over modules and pairs of steps."""

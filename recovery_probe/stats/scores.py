@@ -64,7 +64,8 @@ def visits(schedule: Schedule, documents: int) -> Ints:
     if not is_even(schedule, documents):
         counts = np.bincount(schedule, minlength=documents).tolist()
         raise ValueError(f"documents come {counts} times, not equally often")
-    return np.argsort(schedule, kind="stable").reshape(documents, -1)
+    episodes = np.argsort(schedule, kind="stable")
+    return rearrange(episodes, "(document epoch) -> document epoch", document=documents)
 
 
 def recovery_per_document(

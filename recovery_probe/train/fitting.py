@@ -26,7 +26,7 @@ from recovery_probe.recorders import Recorder
 from recovery_probe.recorders import recording as recorders
 from recovery_probe.recorders.hook import HookRecorder
 from recovery_probe.recorders.recording import Recording
-from recovery_probe.settings import Settings, Table
+from recovery_probe.settings import Settings
 from recovery_probe.train.announce import announce
 from recovery_probe.train.loop import train
 from recovery_probe.train.plan import Point, check_plan, controls_of, with_control
@@ -52,8 +52,9 @@ def fit(
     `out/cyclic` and `out/shuffled`, and the cyclic run is returned; `run.controls` holds the other.
     Instead of settings, a plan of any number of runs, made in this order: the first is returned.
 
-    `interventions` change training, beside those that the settings name: objects, or pairs of a
-    hook-point pattern and a TransformerLens hook function that returns an activation to go on with.
+    `interventions` change training, after those that the settings name: objects, of which each run
+    gets a copy, or pairs of a hook-point pattern and a TransformerLens hook function that returns
+    an activation to go on with (the intervention `edit`).
 
     `hooks` are recorded beside what `settings.recorders` names: pairs of a hook-point pattern and
     a TransformerLens hook function, triples with a name before them, or `Recorder` classes. A
@@ -66,7 +67,7 @@ def fit(
     same); `Diverged` or `HookError` when training fails and `Interrupted`, a `KeyboardInterrupt`,
     when it is stopped, with the record up to there kept.
     """
-    given, hooks = [as_intervention(i) for i in interventions], list(hooks)
+    given, hooks = as_interventions(interventions), list(hooks)
     plan = _planned(settings, out, control, given)
     if exist_ok and all(is_run(point.path) for point in plan):
         return _same(plan, [str(as_recorder(hook, hook_during)) for hook in hooks])
@@ -114,12 +115,18 @@ def _planned(
 
 
 def _intervened(settings: Settings, given: Sequence[Intervention]) -> Settings:
-    """Settings that name these interventions too, with theirs."""
-    names = [*settings.interventions, *(i.name for i in given)]
-    if len({plugins.key_of(n) for n in names}) < len(names):
-        raise InputError(f"two interventions have one name: {', '.join(names)}")
-    tables = {i.name: Table(plugins.settings_of(i)) for i in given}
-    return replace(settings, interventions=tuple(names), tables=settings.tables | tables)
+    """Settings that name these interventions too, with theirs, checked."""
+    tables = dict(settings.tables)
+    for intervention in given:
+        name = intervention.name
+        if name in tables or name in config.core_names():
+            raise InputError(
+                f"interventions: the name {name!r} is taken by another that is on, a recorder or a "
+                "setting"
+            )
+        tables[name] = config.checked(type(intervention), plugins.settings_of(intervention), name)
+    names = (*settings.interventions, *(intervention.name for intervention in given))
+    return replace(settings, interventions=names, tables=tables)
 
 
 def _same(plan: Sequence[Point], hooks: list[str]) -> Run:
@@ -153,15 +160,25 @@ def as_recorder(hook: Any, during: Any = None) -> Recorder:
     )
 
 
-def as_intervention(given: Any) -> Intervention:
-    """An intervention from what `fit` takes as one."""
-    if isinstance(given, type) and issubclass(given, Intervention):
-        return plugins.made(given, {}, given.__name__)
-    if isinstance(given, Intervention):
-        return given
-    if isinstance(given, tuple) and len(given) == 2:
-        return EditActivations.of([given])
-    raise InputError(f"intervention {given!r}: expected an Intervention, or (pattern, function)")
+def as_interventions(given: Iterable[Any]) -> list[Intervention]:
+    """Interventions from what `fit` takes as such. Pairs of a pattern and a function are one
+    `edit`, the last."""
+    objects: list[Intervention] = []
+    pairs = []
+    for each in given:
+        if isinstance(each, tuple) and len(each) == 2:
+            pairs.append(each)
+            continue
+        if isinstance(each, type) and issubclass(each, Intervention):
+            each = plugins.made(each, {}, each.__name__)
+        if not isinstance(each, Intervention):
+            raise InputError(
+                f"intervention {each!r}: expected an Intervention, or (pattern, function)"
+            )
+        if not str(getattr(each, "name", "")).isidentifier():
+            raise InputError(f"intervention {type(each).__name__} has no name: name = '...'")
+        objects.append(each)
+    return [*objects, *([EditActivations.of(pairs)] if pairs else [])]
 
 
 def _fit(
@@ -186,6 +203,7 @@ def _fit(
     }
     with reproducible(training.model.device):
         interventions = Interventions(acting.find(settings, given), training)
+        facts["edited_by"] = interventions.editing
         recording = Recording([*recorders.find(settings), *extra], training, interventions)
         announce(recording, training, point.path, force)
         training.fresh_optimizer()

@@ -26,6 +26,7 @@ import time
 import recovery_probe as rp
 from recovery_probe import plugins
 from recovery_probe.analyze import analyze
+from recovery_probe.analyze.perform import instance
 from recovery_probe.errors import Missing
 
 
@@ -38,12 +39,12 @@ if __name__ == "__main__":
     run = rp.open_run(sys.argv[1])
     print(f"{'analysis':<24}{'CPU s':>8}{'peak GB':>9}")
     for name in sorted(plugins.installed("analyses")):
-        analysis = plugins.find("analyses", name, rp.Analysis)
-        if analysis.stand_alone:
+        analysis = instance(name)
+        if not analysis.needs:
             continue
         began = time.process_time()
         try:
-            analysis.compute(run)
+            analysis(run)
         except Missing:
             continue
         print(f"{name:<24}{time.process_time() - began:8.1f}{peak():9.2f}")

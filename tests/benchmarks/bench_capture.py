@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_capture.py [--shape quickstart large] [--epochs 1]
 
 Two processes train side by side and take turns, one episode each, so that a machine that slows
-down slows both: one waits while the other works. Ratios are of sums; the quartiles are of the
-ratios of single episodes. Bytes are those on disk, checkpoints apart.
+down slows both: one waits while the other works. Times are seconds of the processor that each
+process took. Ratios are of sums; the quartiles are of the ratios of single episodes. Bytes are
+those on disk, checkpoints apart.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import multiprocessing
 import tempfile
 import time
 import tomllib
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 
 import recovery_probe as rp
-from recovery_probe import config, documents, models
+from recovery_probe import config
+from recovery_probe.interventions.acting import Interventions
+from recovery_probe.record.layout import Timeline
 from recovery_probe.record.writer import Writer
-from recovery_probe.recorders import RunInfo
 from recovery_probe.recorders.recording import Recording, find
-from recovery_probe.schedules import document_of_episode
-from recovery_probe.sketch import ModuleSketches
-from recovery_probe.train import batch, train
+from recovery_probe.train.loop import train
 from recovery_probe.train.progress import Progress
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -43,41 +42,37 @@ SHAPES: dict[str, dict[str, Any]] = {
 class Turns(Progress):
     """Hands the machine over after every episode, and keeps the seconds of its own."""
 
-    def __init__(self, pipe: Connection, episodes: int) -> None:
-        super().__init__("", episodes, per_epoch=10**9)
+    def __init__(self, pipe: Connection, timeline: Timeline) -> None:
+        super().__init__("", timeline)
         self.pipe, self.seconds = pipe, list[float]()
         self.pipe.send("ready")
         self.pipe.recv()
-        self.since = time.perf_counter()
+        self.since = time.process_time()
 
-    def due(self, done: int) -> bool:
-        self.seconds.append(time.perf_counter() - self.since)
-        if done < self.episodes:
+    def tell(self, training: rp.Training) -> None:
+        self.seconds.append(time.process_time() - self.since)
+        if training.done < self.episodes:
             self.pipe.send("ready")
             self.pipe.recv()
-        self.since = time.perf_counter()
-        return False
+        self.since = time.process_time()
 
 
 def work(values: str, pipe: Connection) -> None:
-    """Train, episode by episode as told; then send what was measured."""
+    """Train, an episode at each word; then send what was measured."""
     settings = config.from_dict(tomllib.loads(values))
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(aside) / "run"
-        model = models.load(settings)
-        docs = documents.load(settings, model.tokenize)
-        tokens, targets = batch(docs, model.device)
-        schedule = document_of_episode(settings)
-        sketches = ModuleSketches(model.parameters, settings.sketch)
-        info = RunInfo(settings, model, tokens, targets, docs.lengths, schedule, folder, sketches)
-        recording = Recording(find(settings), info)
+        training = rp.Training.open(settings, folder)
+        interventions = Interventions([], training)
+        recording = Recording(find(settings), training, interventions)
         recording.rehearse()
-        writer = Writer.create(folder, settings, docs, schedule, provenance={})
+        timeline = training.timeline
+        writer = Writer.create(folder, settings, training.documents, timeline, provenance={})
         recording.lay_out(writer)
         writer.put_in_place()
-        turns = Turns(pipe, len(schedule))
+        turns = Turns(pipe, timeline)
         with recording.attached():
-            train(info, recording, writer, turns)
+            train(training, interventions, recording, writer, turns)
         size = sum(f.stat().st_size for f in (folder / "record.zarr").rglob("*") if f.is_file())
         cost = recording.finish(sum(turns.seconds))["recorders"]
     pipe.send((turns.seconds, {name: c["seconds"] for name, c in cost.items()}, size))
@@ -85,9 +80,9 @@ def work(values: str, pipe: Connection) -> None:
 
 
 def measure(name: str, epochs: int) -> None:
-    on = rp.preset("quickstart", control="none", epochs=epochs, **SHAPES[name])
-    on = config.check(replace(on, recorders=config.Settings().recorders))
-    off = replace(on, recorders=())
+    recorders = list(rp.Settings().recorders)
+    on = rp.preset("quickstart", epochs=epochs, recorders=recorders, **SHAPES[name])
+    off = rp.changed(on, recorders=[])
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for which, settings in (("off", off), ("on", on)):
@@ -96,17 +91,17 @@ def measure(name: str, epochs: int) -> None:
         processes[-1].start()
         pipes[which].recv()  # loaded, and waiting for its turn
     episodes = on.documents.count * epochs
-    found = {}
+    measured = {}
     for episode in range(episodes):
         for which in ("off", "on") if episode % 2 else ("on", "off"):
             pipes[which].send("go")
-            told = pipes[which].recv()  # done
+            message = pipes[which].recv()  # ready again, or all that was measured
             if episode == episodes - 1:
-                found[which] = told
-    for which, process in zip(found, processes, strict=True):
+                measured[which] = message
+    for which, process in zip(measured, processes, strict=True):
         pipes[which].send("go")
         process.join()
-    seconds = {which: np.array(found[which][0]) for which in ("off", "on")}
+    seconds = {which: np.array(measured[which][0]) for which in ("off", "on")}
     steps = episodes * on.steps
     print(
         f"{name}: {on.model.depth} blocks, {on.model.width} wide, {on.documents.tokens} tokens, "
@@ -119,9 +114,9 @@ def measure(name: str, epochs: int) -> None:
         f"  on / off: {seconds['on'].sum() / seconds['off'].sum():.3f} "
         f"(by episode: median {middle:.3f}, quartiles {low:.3f} to {high:.3f})"
     )
-    for recorder, spent in found["on"][1].items():
+    for recorder, spent in measured["on"][1].items():
         print(f"  {recorder}: {spent / seconds['on'].sum():.1%} of the run, by its own clock")
-    extra = found["on"][2] - found["off"][2]
+    extra = measured["on"][2] - measured["off"][2]
     print(f"  recorded: {extra / steps / 1e3:.1f} kB a step", flush=True)
 
 

@@ -19,23 +19,17 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import recovery_probe as rp
-from recovery_probe import documents, models
-from recovery_probe.recorders import RunInfo
-from recovery_probe.recorders.document_gradients import DocumentGradients
-from recovery_probe.schedules import document_of_episode
-from recovery_probe.sketch import ModuleSketches
-from recovery_probe.train import batch, losses_of
+from recovery_probe.gradient_products import GradientProducts
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
-def start(options: argparse.Namespace) -> RunInfo:
+def opened(options: argparse.Namespace) -> rp.Training:
     settings = rp.preset(
         "quickstart",
         documents={
@@ -50,50 +44,39 @@ def start(options: argparse.Namespace) -> RunInfo:
             "vocabulary": options.vocabulary,
         },
     )
-    model = models.load(settings)
-    docs = documents.load(settings, model.tokenize)
-    tokens, targets = batch(docs, model.device)
-    sketches = ModuleSketches(model.parameters, settings.sketch)
-    schedule = document_of_episode(settings)
-    return RunInfo(settings, model, tokens, targets, docs.lengths, schedule, Path(), sketches)
+    return rp.Training.open(settings)
 
 
-def plain(info: RunInfo) -> torch.Tensor:
+def plain(training: rp.Training) -> torch.Tensor:
     """T gradients, kept, and their products."""
-    parameters = list(info.model.parameters.values())
-    info.model.train(False)
-    kept = torch.empty(len(info.tokens), sum(p.numel() for p in parameters))
+    parameters = list(training.model.parameters.values())
+    training.model.train(False)
+    kept = torch.empty(len(training.documents), sum(p.numel() for p in parameters))
     for i, row in enumerate(kept):
-        losses_of(info.model, info.tokens[i : i + 1], info.targets[i : i + 1])[0].backward()
+        training.losses(slice(i, i + 1))[0].backward()
         torch.cat([p.grad.flatten() for p in parameters], out=row)
         for p in parameters:
             p.grad = None
     return kept @ kept.T
 
 
-def one(options: argparse.Namespace) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Time and memory of one way, printed as JSON."""
-    info = start(options)
-    if options.way == "ours":
-        recorder = DocumentGradients()
-        recorder.start(info)
+    training = opened(options)
+    ours = GradientProducts(training)
 
-        def products() -> torch.Tensor:
-            return recorder.products().sum(0)
-    else:
-
-        def products() -> torch.Tensor:
-            return plain(info)
+    def products() -> torch.Tensor:
+        return ours().sum(0) if options.way == "ours" else plain(training)
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
-        found = products()
+        gram = products()
         seconds.append(time.perf_counter() - began)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    told = {"seconds": statistics.median(seconds[1:]), "mb": peak / 1024, "gram": found.tolist()}
-    print(json.dumps(told))
+    median = statistics.median(seconds[1:])
+    print(json.dumps({"seconds": median, "mb": peak / 1024, "gram": gram.tolist()}))
 
 
 if __name__ == "__main__":
@@ -106,22 +89,18 @@ if __name__ == "__main__":
     parser.add_argument("--way", choices=["ours", "plain"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        one(options)
-    else:
-        found = {}
-        for way in ("ours", "plain"):
-            command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, env={**os.environ, **ALLOCATOR}
-            )
-            found[way] = json.loads(done.stdout)
-            print(
-                f"{way:<6}{found[way]['seconds']:8.3f} s, {found[way]['mb']:8.1f} MB more at peak"
-            )
-        a, b = (np.array(found[way]["gram"]) for way in ("ours", "plain"))
-        difference = np.abs(a - b).max() / np.abs(b).max()
-        print(
-            f"largest difference: {difference:.1e} of the largest (the plain way sums in float32)"
+        measure(options)
+        sys.exit()
+    ways = {}
+    for way in ("ours", "plain"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, **ALLOCATOR}
         )
-        print(f"time, ours / plain: {found['ours']['seconds'] / found['plain']['seconds']:.2f}")
-        print(f"memory, plain / ours: {found['plain']['mb'] / found['ours']['mb']:.1f}")
+        ways[way] = json.loads(done.stdout)
+        print(f"{way:<6}{ways[way]['seconds']:8.3f} s, {ways[way]['mb']:8.1f} MB more at peak")
+    a, b = (np.array(ways[way]["gram"]) for way in ("ours", "plain"))
+    difference = np.abs(a - b).max() / np.abs(b).max()
+    print(f"largest difference: {difference:.1e} of the largest (the plain way sums in float32)")
+    print(f"time, ours / plain: {ways['ours']['seconds'] / ways['plain']['seconds']:.2f}")
+    print(f"memory, plain / ours: {ways['plain']['mb'] / ways['ours']['mb']:.1f}")

@@ -27,19 +27,16 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
-from recovery_probe import documents, models
+from recovery_probe.interventions.acting import Interventions
+from recovery_probe.record.layout import Timeline
 from recovery_probe.record.writer import Writer
-from recovery_probe.recorders import RunInfo
 from recovery_probe.recorders.recording import Recording
-from recovery_probe.schedules import document_of_episode
-from recovery_probe.sketch import ModuleSketches
-from recovery_probe.train import batch, train
+from recovery_probe.train.loop import train
 from recovery_probe.train.progress import Progress
 
 SHAPES = {
-    "quickstart": {"control": "none"},
+    "quickstart": {},
     "large": {
-        "control": "none",
         "steps": 2,
         "model": {"width": 576, "depth": 30, "heads": 9},
         "documents": {"count": 4, "held_out": 1, "tokens": 128, "min_tokens": 128},
@@ -77,22 +74,27 @@ def bare(settings: rp.Settings, tokens: torch.Tensor, weights: Path, attention: 
     return lambda plan: lambda: run(plan)
 
 
-def ours(
-    settings: rp.Settings, model: models.Model, docs: documents.Documents, folder: Path
-) -> Prepare:
+class Silent(Progress):
+    def tell(self, training: rp.Training) -> None:
+        pass
+
+
+def ours(training: rp.Training, folder: Path) -> Prepare:
     """The package's own loop, losses alone."""
     names = itertools.count()
-    tokens, targets = batch(docs, model.device)
+    settings, documents = training.settings, training.documents
 
     def prepare(plan: list[int]) -> Callable[[], None]:
         schedule = np.array(plan, dtype=np.int32)
+        timeline = Timeline(schedule, settings.documents.count, settings.steps)
+        rows = np.full((len(plan) + 1, len(documents)), np.nan)
+        fresh = replace(training, timeline=timeline, rows=rows)
+        interventions = Interventions([], fresh)
+        recording = Recording([], fresh, interventions)
         out = folder / str(next(names))
-        writer = Writer.create(out, settings, docs, document_of_episode(settings), provenance={})
+        writer = Writer.create(out, settings, documents, timeline, provenance={})
         writer.put_in_place()
-        sketches = ModuleSketches(model.parameters, settings.sketch)
-        info = RunInfo(settings, model, tokens, targets, docs.lengths, schedule, out, sketches)
-        progress = Progress("", len(plan), per_epoch=10**9)
-        return lambda: train(info, Recording([], info), writer, progress)
+        return lambda: train(fresh, interventions, recording, writer, Silent("", timeline))
 
     return prepare
 
@@ -103,13 +105,11 @@ def measure(name: str, rounds: int, profile: bool) -> None:
     with tempfile.TemporaryDirectory() as aside:
         loops: dict[str, Prepare] = {}
         for attention in ("eager", "sdpa"):
-            own = replace(settings, model=replace(settings.model, attention=attention))
-            model = models.load(own)
-            docs = documents.load(own, model.tokenize)
-            weights = Path(aside) / attention
-            model.save(weights)
-            loops[f"ours, {attention}"] = ours(own, model, docs, Path(aside) / f"runs-{attention}")
-            loops[f"bare, {attention}"] = bare(own, torch.tensor(docs.tokens), weights, attention)
+            training = rp.Training.open(rp.changed(settings, **{"model.attention": attention}))
+            weights, tokens = Path(aside) / attention, training.inputs["tokens"]
+            training.model.save(weights)
+            loops[f"ours, {attention}"] = ours(training, Path(aside) / f"runs-{attention}")
+            loops[f"bare, {attention}"] = bare(training.settings, tokens, weights, attention)
         times = {loop: np.zeros(rounds) for loop in loops}
         for turn in range(-1, rounds):  # the first warms up
             for loop, prepare in sorted(loops.items(), reverse=bool(turn % 2)):
@@ -125,7 +125,7 @@ def measure(name: str, rounds: int, profile: bool) -> None:
             pstats.Stats(seen).sort_stats("tottime").print_stats(25)
     print(
         f"{name}: {settings.model.depth} blocks, {settings.model.width} wide, "
-        f"{docs.tokens.shape[1]} tokens, {len(docs.tokens)} documents, M = {settings.steps}, "
+        f"{tokens.shape[1]} tokens, {len(tokens)} documents, M = {settings.steps}, "
         f"{torch.get_num_threads()} threads, {rounds} rounds; load {os.getloadavg()[0]:.1f}"
     )
     for loop, seconds in times.items():
