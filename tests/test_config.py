@@ -290,7 +290,10 @@ def test_differences_are_told_by_their_role() -> None:
         added = {"edit"} if role == "numbers" else set()
         assert named == {*changes} | added | dropped
         assert not any(roles[r] for r in ROLES if r != role), role
-        assert set(config.differences(plain, other)) == roles[role]
+        both = config.differences(plain, other)
+        assert set(both) == roles[role]
+        turned = config.differences(other, plain, (role,))
+        assert turned == {name: (b, a) for name, (a, b) in both.items()}
     adam = config.differences(plain, rp.preset("quickstart", **decisive), ("numbers",))
     assert adam["optimizer.lr"] == (0.1, 1e-3)
     assert adam["optimizer.momentum"] == (0.0, None)
