@@ -56,6 +56,7 @@ class _AtWork:
         every = {STEP: "step", EPISODE: "episode", **self.layout.every}
         timeline = training.timeline
         self.due = {d: timeline.due(every[d], d) for d in (STEP, EPISODE)}
+        self.row_at = {d: {t: row for row, t in enumerate(self.due[d].tolist())} for d in self.due}
         self.steps, self.total = timeline.steps, timeline.total
         self.seconds = 0.0
         self.rows: dict[str, dict[int, Any]] = defaultdict(dict)  # array -> row -> value
@@ -66,10 +67,10 @@ class _AtWork:
 
     def row(self, dimension: str, time: int) -> int | None:
         """The row of a time that is due, or for which the recorder is called all the same."""
-        due = self.due[dimension]
-        row = int(np.searchsorted(due, time, side="right")) - 1
-        exact = row >= 0 and due[row] == time
-        return row if exact or (row >= 0 and self.recorder.sees_every_step) else None
+        row = self.row_at[dimension].get(time)
+        if row is None and self.recorder.sees_every_step:
+            row = int(np.searchsorted(self.due[dimension], time, side="right")) - 1
+        return row if row is None or row >= 0 else None
 
     def take(self, moment: Callable[[], Rows], dimension: str, time_: int) -> None:
         """Call a moment that is due, and keep the rows it returns."""
@@ -231,10 +232,13 @@ class Recording:
                 dimension, when = EPISODE, self.training.done
             else:
                 return
-            changed = (
-                f"recorder {w.name} changed the activation at {hook.name} in place, at {dimension} "
-                f"{when}; work on a copy (tensor.clone())"
-            )
+
+            def changed() -> str:
+                return (
+                    f"recorder {w.name} changed the activation at {hook.name} in place, at "
+                    f"{dimension} {when}; work on a copy (tensor.clone())"
+                )
+
             with untouched(tensor, changed, values=self.seal is not None):
                 w.take(partial(asked.function, tensor, hook=hook, moment=moment), dimension, when)
 
