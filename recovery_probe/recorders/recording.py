@@ -56,7 +56,8 @@ class _AtWork:
         every = {STEP: "step", EPISODE: "episode", **self.layout.every}
         timeline = training.timeline
         self.due = {d: timeline.due(every[d], d) for d in (STEP, EPISODE)}
-        self.row_at = {d: {t: row for row, t in enumerate(self.due[d].tolist())} for d in self.due}
+        # All are due at 0, and then every so often.
+        self.period = {d: int(due[1]) if len(due) > 1 else None for d, due in self.due.items()}
         self.steps, self.total = timeline.steps, timeline.total
         self.seconds = 0.0
         self.rows: dict[str, dict[int, Any]] = defaultdict(dict)  # array -> row -> value
@@ -67,10 +68,9 @@ class _AtWork:
 
     def row(self, dimension: str, time: int) -> int | None:
         """The row of a time that is due, or for which the recorder is called all the same."""
-        row = self.row_at[dimension].get(time)
-        if row is None and self.recorder.sees_every_step:
-            row = int(np.searchsorted(self.due[dimension], time, side="right")) - 1
-        return row if row is None or row >= 0 else None
+        period = self.period[dimension]
+        row, after = divmod(time, period) if period else (0, time)
+        return row if not after or self.recorder.sees_every_step else None
 
     def take(self, moment: Callable[[], Rows], dimension: str, time_: int) -> None:
         """Call a moment that is due, and keep the rows it returns."""
