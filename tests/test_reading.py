@@ -100,7 +100,7 @@ def test_a_run_is_read_without_the_plug_ins_that_made_it(of_a_file: rp.Run) -> N
 import sys, recovery_probe as rp
 run = rp.open_run({str(run.path)!r})
 run.check(), repr(run), run._repr_html_(), run.Counts.load(), run.config.Counts, run.recovery
-print([m for m in sys.modules if "mine" in m or m == "torch"])
+print([m for m in sys.modules if m.startswith("recovery_probe_user") or m == "torch"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import recovery_probe as rp
+from recovery_probe import stats
 from recovery_probe.models import train_tokenizer
+from recovery_probe.record.writer import Writer
 
 SHAPES = {
     "gpt_neox": {"intermediate_size": 64},
@@ -289,3 +292,66 @@ def test_a_refused_run_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(rp.InputError):
         rp.fit(tiny(documents={"count": 500}), tmp_path / "run")
     assert not os.listdir(tmp_path)
+
+
+class Counting(np.ndarray):
+    """Counts the numbers that are computed with."""
+
+    seen = 0
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        Counting.seen += sum(np.size(value) for value in inputs)
+        plain = [np.asarray(v) if isinstance(v, Counting) else v for v in inputs]
+        return getattr(ufunc, method)(*plain, **options)
+
+
+def test_an_episode_costs_the_same_at_the_end_as_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, not timed, by the epoch: calls of functions, numbers of losses that are computed
+    with, and rows that progress and the guard are shown."""
+    T, epochs = 4, 30
+    parts: dict[str, Any] = {
+        "documents": {"count": T, "held_out": 1},
+        "model": {"depth": 1, "width": 16},
+    }
+    parts |= {"optimizer": {"lr": 1e-3}, "recorders": ["token_losses", "gradients"]}
+    settings = tiny(**parts, epochs=epochs, steps=1)
+    calls, numbers, rows = ([0] * epochs for _ in range(3))
+    epoch = 0
+    commit, of = Writer.commit, rp.Training._of.__func__
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        calls[epoch] += event == "call"
+
+    def committed(self: Writer, row: int, *given: Any) -> None:
+        nonlocal epoch
+        commit(self, row, *given)
+        if row % T == 0 and row:
+            numbers[epoch], Counting.seen = Counting.seen, 0
+            epoch = min(epoch + 1, epochs - 1)
+
+    def counting(cls: Any, *given: Any) -> rp.Training:
+        training = of(cls, *given)
+        training.rows = training.rows.view(Counting)
+        return training
+
+    def watched(losses: Any, schedule: Any) -> float:
+        rows[epoch] += len(losses)
+        return recovery(losses, schedule)
+
+    recovery = stats.recovery_so_far
+    monkeypatch.setattr(stats, "recovery_so_far", watched)
+    monkeypatch.setattr(Writer, "commit", committed)
+    monkeypatch.setattr(rp.Training, "_of", classmethod(counting))
+    sys.setprofile(count)
+    try:
+        rp.fit(settings, tmp_path / "run")
+    finally:
+        sys.setprofile(None)
+    early, late = slice(6, 14), slice(-10, -2)
+    assert min(calls[early]) > 1000
+    assert np.median(calls[late]) < 1.03 * np.median(calls[early])
+    assert numbers[10] > 0
+    assert numbers[late] == numbers[early]
+    assert rows[late] == rows[early]

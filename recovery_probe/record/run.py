@@ -50,6 +50,9 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        with store.reading(path / "record.zarr"):
+            root = zarr.open_group(path / "record.zarr", mode="r")
+            self._check_format(root.attrs.get("format"))
         self.config: Settings = config.read(path / "config.toml")
         with store.reading(path / "provenance.json"):
             self.provenance: dict[str, Any] = json.loads(
@@ -59,10 +62,9 @@ class Run:
         with store.reading(path / "config.toml"):
             if "epochs" not in (path / "config.toml").read_text("utf-8"):
                 raise ValueError("it holds no settings")
-        # First of all, and once: rows that are written meanwhile do not count for this reader.
+        # Before any other array, and once: rows that are written meanwhile do not count for this
+        # reader. After the status: all rows are there before a run is complete.
         with store.reading(path / "record.zarr"):
-            root = zarr.open_group(path / "record.zarr", mode="r")
-            self._check_format(root.attrs.get("format"))
             counted: Any = root[f"{TRAINING}/rows_committed"]
             schedule: Any = root[f"{TRAINING}/document_of_episode"]
             self._rows, total = int(counted[()]), schedule.shape[0] + 1
