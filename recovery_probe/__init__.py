@@ -3,7 +3,9 @@
     preset(name)       settings by name          Settings      everything that decides a run
     fit(settings, out) train, and write a run    Run           a run directory, opened
     open_run(path)     open one                  Training      what is trained, and how far it is
-    analyze(run)       put questions to it       across        several seeds, as one
+                                                 across        several seeds, as one
+
+`recovery_probe.analyze.analyze(run)` puts questions to it.
 
 Plug-ins are classes: their fields are their settings.
 
@@ -18,7 +20,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recovery_probe.analyze import analyze
     from recovery_probe.analyze.across import across
     from recovery_probe.analyze.analysis import Analysis
     from recovery_probe.analyze.estimate import Estimate
@@ -77,7 +78,6 @@ _HOME = {
     "Tokens": "documents.source",
     "Training": "training",
     "across": "analyze.across",
-    "analyze": "analyze.perform",
     "changed": "config",
     "check_recorder": "testing",
     "fit": "train.fitting",
@@ -119,7 +119,6 @@ __all__ = [
     "Tokens",
     "Training",
     "across",
-    "analyze",
     "changed",
     "check_recorder",
     "fit",

@@ -29,13 +29,13 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def threads(wanted: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     """Torch with so many threads on the CPU, 0 for as many as it chooses. Says so when others are
     at work here: threads that wait for one another spin, and two runs of two threads on two cores
     slow each other fivefold."""
     before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(wanted)
+    if count:
+        torch.set_num_threads(count)
     if torch.get_num_threads() > 1 and (busy := psutil.cpu_percent(LOOK)) > BUSY:
         print(
             f"note: others keep this machine's processors {busy:.0f}% busy, and this run takes "

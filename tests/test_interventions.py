@@ -1,104 +1,23 @@
-"""Interventions, against plain Hugging Face loops that do the same by hand."""
+"""Interventions named, given, refused, recorded, repeated; what they do: test_intervened_losses."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from conftest import tiny
+from intervened import IN, MOMENTUM, OUT, SMALL, directions, half
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe import EditActivations, Freeze, Mask, Project, config
 from recovery_probe.analyze import analyze
 from recovery_probe.cli import main
-from recovery_probe.record.folder import checkpoint_folder
 from recovery_probe.training import Training
-
-SMALL = {"epochs": 2, "recorders": ["checkpoints"], "documents": {"count": 3, "held_out": 1}}
-MOMENTUM = {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
-ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}
-# A parameter's TransformerLens and Hugging Face names.
-IN, OUT = "blocks.0.mlp.in.weight", "blocks.1.attn.o.bias"
-HF = {
-    IN: "gpt_neox.layers.0.mlp.dense_h_to_4h.weight",
-    OUT: "gpt_neox.layers.1.attention.dense.bias",
-}
-
-
-def same(*_: Any) -> Any:
-    return None
-
-
-def plain_losses(
-    run: rp.Run,
-    *,
-    prepare: Callable[[Any], Any] = same,
-    shown: Callable[[torch.Tensor, int], torch.Tensor] = lambda ids, step: ids,
-    gradients: Callable[[Any], Any] = same,
-    before: Callable[[Any], Any] = same,
-    after: Callable[[Any], Any] = same,
-) -> np.ndarray:
-    """The loss matrix of a run's training from its first checkpoint on, by a plain model. What an
-    intervention does is done by hand, with the model's own parts and names."""
-    folder = checkpoint_folder(run.path, 0)
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").train()
-    prepare(model)
-    wanted, tokens = run.config.optimizer, torch.tensor(run.record.tokens.values)
-    options = {"lr": wanted.lr, "weight_decay": wanted.weight_decay}
-    if wanted.name == "sgd":
-        kind: Any = torch.optim.SGD
-        options["momentum"] = wanted.momentum
-    else:
-        kind = torch.optim.AdamW
-    optimizer = kind([p for p in model.parameters() if p.requires_grad], **options)
-
-    def loss_of(given: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        logits = model(input_ids=given[None]).logits[0]
-        return F.cross_entropy(logits[:-1], target[1:])
-
-    def evaluate() -> list[float]:
-        model.eval()
-        with torch.no_grad():
-            losses = [loss_of(ids, ids).item() for ids in tokens]
-        model.train()
-        return losses
-
-    rows, step = [evaluate()], 0
-    for document in run.schedule.values:
-        for _ in range(run.config.steps):
-            model.zero_grad()
-            loss_of(shown(tokens[document], step), tokens[document]).backward()
-            gradients(model)
-            before(model)
-            optimizer.step()
-            after(model)
-            step += 1
-        rows.append(evaluate())
-    return np.array(rows)
-
-
-def agree(run: rp.Run, oracle: np.ndarray, plain: rp.Run) -> None:
-    """A run has the losses of an oracle, and they are not those of a run without intervention."""
-    np.testing.assert_allclose(run.losses.values, oracle, atol=2e-5, rtol=0)
-    assert np.abs(run.losses.values - plain.losses.values).max() > 1e-3
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, rp.Run]:
-    """Runs without an intervention, by their optimizer."""
-    folder = tmp_path_factory.mktemp("plain")
-    return {
-        o["name"]: rp.fit(tiny(**SMALL, optimizer=o), folder / o["name"]) for o in (MOMENTUM, ADAMW)
-    }
 
 
 @pytest.fixture(scope="module")
@@ -117,47 +36,6 @@ def same_record(a: rp.Run, b: rp.Run) -> None:
     assert config.flat(a.config) == config.flat(b.config)
 
 
-@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAMW], ids=lambda o: str(o["name"]))
-def test_what_is_frozen_stays_and_the_rest_learns(
-    optimizer: dict[str, Any], plain: dict[str, rp.Run], tmp_path: Path
-) -> None:
-    recorders = ["checkpoints", "gradients", "weight_deltas", "document_gradients"]
-    run = rp.fit(
-        tiny(**SMALL | {"recorders": recorders}, optimizer=optimizer),
-        tmp_path / "run",
-        interventions=[Freeze(embeddings=True, first=1, modules=("ln_fin*", "*.q.bias"))],
-    )
-    fixed = ("gpt_neox.layers.0.", "gpt_neox.embed_in.", "gpt_neox.final_layer_norm.")
-    query = slice(0, 16)  # of head 0 of a joint query-key-value bias (96,), 2 heads
-
-    def prepare(model: Any) -> None:
-        for name, p in model.named_parameters():
-            p.requires_grad_(not name.startswith(fixed))
-            if name == "gpt_neox.layers.1.attention.query_key_value.bias":
-                joint.append((p, p.detach().clone()))
-
-    def restore(model: Any) -> None:
-        ((p, start),) = joint
-        for head in (0, 48):
-            p.data[head : head + 16] = start[head : head + 16]
-
-    joint: list[Any] = []
-    agree(run, plain_losses(run, prepare=prepare, after=restore), plain[optimizer["name"]])
-    start, end = (run.weights_at(k) for k in (0, run.episodes_done))
-    for name, weight in start.items():
-        moved = not np.array_equal(weight.view(np.int32), end[name].view(np.int32))
-        assert moved != name.startswith(fixed), name
-    joint_bias = "gpt_neox.layers.1.attention.query_key_value.bias"
-    assert np.array_equal(start[joint_bias][query], end[joint_bias][query])
-    held = [n.startswith(("embed", "blocks.0.", "ln_final")) for n in run.gradients.name.values]
-    for recorder in ("gradients", "weight_deltas"):
-        norms = run.recorder(recorder).norm.values
-        assert (norms[:, held] == 0).all()
-        assert (norms[1:, np.logical_not(held)] > 0).all()
-    # Of all parameters, and so also of those.
-    assert (np.einsum("emdd->emd", run.recorder("document_gradients").inner.values) > 0).all()
-
-
 def test_a_tied_unembedding_is_said_to_be_frozen_too(capsys: pytest.CaptureFixture[str]) -> None:
     training = Training.open(tiny(model={"architecture": "gpt2", "dropout": 0.0}))
     frozen = Freeze(embeddings=True)
@@ -166,21 +44,6 @@ def test_a_tied_unembedding_is_said_to_be_frozen_too(capsys: pytest.CaptureFixtu
     assert "weights held fixed, the tied unembedding among them" in capsys.readouterr().err
     with pytest.raises(rp.InputError, match="the unembedding of this network is 'embed'"):
         Freeze(modules=("unembed",)).start(training)
-
-
-def test_masked_ids_are_drawn_anew_and_only_shown(plain: dict[str, rp.Run], tmp_path: Path) -> None:
-    settings = tiny(**SMALL, optimizer=MOMENTUM, seed=4)
-    run = rp.fit(settings, tmp_path / "run", interventions=[Mask(p=0.3)])
-    drawn: list[np.ndarray] = []
-
-    def shown(ids: torch.Tensor, step: int) -> torch.Tensor:
-        stream = np.random.default_rng([4, zlib.crc32(f"mask of step {step}".encode())])
-        drawn.append(stream.random((1, len(ids)))[0] < 0.3)
-        return torch.where(torch.tensor(drawn[-1]), 0, ids)
-
-    agree(run, plain_losses(run, shown=shown), plain["sgd"])
-    assert len({hidden.tobytes() for hidden in drawn}) == len(drawn) == 18
-    assert 0.2 < np.mean(drawn) < 0.4
 
 
 def test_masks_leave_dropout_alone(training: Training) -> None:
@@ -199,115 +62,6 @@ def test_padding_is_not_masked(training: Training) -> None:
         "mask": torch.tensor([[True] * 2 + [False] * 2]),
     }
     assert mask.inputs(step, inputs)["tokens"].tolist() == [[0, 0, 7, 7]]
-
-
-def directions() -> dict[str, torch.Tensor]:
-    """Three, neither orthogonal nor of unit length, over two parameters."""
-    source = torch.Generator().manual_seed(3)
-    return {
-        IN: torch.randn(3, 128, 32, generator=source) + 0.3,
-        OUT: torch.randn(3, 32, generator=source),
-    }
-
-
-@pytest.mark.parametrize("optimizer", [MOMENTUM, ADAMW], ids=lambda o: str(o["name"]))
-@pytest.mark.parametrize("keep_norm", [False, True])
-@pytest.mark.parametrize("of", ["gradient", "update"])
-def test_projected_vectors_have_nothing_in_the_directions(
-    of: str,
-    keep_norm: bool,
-    optimizer: dict[str, Any],
-    plain: dict[str, rp.Run],
-    tmp_path: Path,
-) -> None:
-    span = torch.cat([t.flatten(1) for t in directions().values()], dim=1)  # (3, values)
-    seen: list[tuple[float, float]] = []  # inner products with directions; and the norm
-
-    def note(vectors: dict[str, torch.Tensor]) -> None:
-        own = torch.cat([vectors[name].flatten() for name in HF])
-        inner = (span @ own).abs() / span.norm(dim=1) / own.norm()
-        seen.append((inner.max().item(), torch.cat([v.flatten() for v in vectors.values()]).norm()))
-
-    class Watch(rp.Recorder):
-        name = "watch"
-
-        def start(self, training: Any) -> Any:
-            return rp.Layout()
-
-        def before_step(self, step: Any) -> None:
-            self.old = {n: p.detach().clone() for n, p in step.model.parameters.items()}
-
-        def after_step(self, step: Any) -> None:
-            own = step.model.parameters.items()
-            note({n: p.grad if of == "gradient" else p.detach() - self.old[n] for n, p in own})
-
-    run = rp.fit(
-        tiny(**SMALL, optimizer=optimizer),
-        tmp_path / "run",
-        interventions=[Project.along(directions(), of=of, keep_norm=keep_norm)],
-        hooks=[Watch],
-    )
-    # An update is known as a difference of float32 weights.
-    assert max(inner for inner, _ in seen) < (1e-5 if of == "gradient" else 1e-3)
-    norms: list[float] = []
-    old: dict[str, torch.Tensor] = {}
-
-    def project(vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """By least squares in float64, with the norm of all."""
-        own = torch.cat([vectors[name].flatten() for name in HF.values()]).double()
-        inside = span.double().T @ torch.linalg.lstsq(span.double().T, own[:, None]).solution
-        start, whole = 0, torch.stack([v.norm() for v in vectors.values()]).norm()
-        for name in HF.values():
-            size = vectors[name].numel()
-            part = inside[start : start + size, 0].float()
-            vectors[name] = vectors[name] - part.view_as(vectors[name])
-            start += size
-        rest = torch.stack([v.norm() for v in vectors.values()]).norm()
-        scale = float(whole / rest) if keep_norm else 1.0
-        norms.append(float(rest) * scale)
-        return {name: v * scale for name, v in vectors.items()}
-
-    def gradients(model: Any) -> None:
-        if of == "gradient":
-            changed = project({n: p.grad for n, p in model.named_parameters()})
-            for name, p in model.named_parameters():
-                p.grad = changed[name]
-
-    def before(model: Any) -> None:
-        old.update({n: p.detach().clone() for n, p in model.named_parameters()})
-
-    def after(model: Any) -> None:
-        if of == "update":
-            changed = project({n: p.detach() - old[n] for n, p in model.named_parameters()})
-            for name, p in model.named_parameters():
-                p.data.copy_(old[name] + changed[name])
-
-    oracle = plain_losses(run, gradients=gradients, before=before, after=after)
-    np.testing.assert_allclose(run.losses.values, oracle, atol=2e-5, rtol=0)
-    assert not np.array_equal(run.losses, plain[optimizer["name"]].losses)
-    np.testing.assert_allclose([norm for _, norm in seen], norms, rtol=1e-3)
-
-
-def half(tensor: torch.Tensor, *, hook: Any) -> torch.Tensor:
-    return tensor * 0.5
-
-
-@pytest.mark.parametrize("during", ["training", "evaluation", "both"])
-def test_an_edit_is_a_forward_hook_that_returns(
-    during: str, plain: dict[str, rp.Run], tmp_path: Path
-) -> None:
-    def quieter(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        here = "training" if module.training else "evaluation"
-        return output * 0.5 if during in (here, "both") else output
-
-    def prepare(model: Any) -> None:
-        for layer in model.gpt_neox.layers:
-            layer.mlp.register_forward_hook(quieter)
-
-    edit = EditActivations.of([("blocks.*.hook_mlp_out", half)], during=during)
-    settings = tiny(**SMALL, optimizer=MOMENTUM, eval_batch=3)
-    run = rp.fit(settings, tmp_path / "run", interventions=[edit])
-    agree(run, plain_losses(run, prepare=prepare), plain["sgd"])
 
 
 def test_pairs_are_one_edit_that_recorders_see(tmp_path: Path) -> None:
@@ -342,13 +96,13 @@ def by_command(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
     (folder / "mine.py").write_text("def half(tensor, *, hook):\n    return tensor * 0.5\n")
     sizes = {"model.depth": 2, "model.width": 32, "model.heads": 2, "model.vocabulary": 512}
     sizes |= {"documents.count": 3, "documents.tokens": 24, "documents.min_tokens": 24}
-    sizes |= {"documents.held_out": 1, "epochs": 2, "steps": 3}
+    sizes |= {"documents.held_out": 1, "epochs": 1, "steps": 3}
     argv = [w for name, value in sizes.items() for w in (f"--{name}", str(value))]
     argv += ["--intervene", "edit", "freeze", "mask", "project", "--freeze.last", "1"]
     argv += ["--edit.hooks", f"{folder}/mine.py:half@blocks.0.hook_mlp_out", "--mask.p", "0.3"]
     argv += ["--project.directions", f"{folder}/directions.safetensors"]
     argv += ["--project.keep_norm", "true", "--project.of", "update"]
-    argv += ["--no-record", "document_gradients", "--control", "none"]
+    argv += ["--no-record", "document_gradients", "token_losses", "--control", "none"]
     with pytest.raises(SystemExit):  # directions lie in what is frozen
         main(["train", "quickstart", *argv, "--out", str(folder / "no")])
     save_file({IN: directions()[IN]}, folder / "directions.safetensors")
@@ -389,19 +143,18 @@ def test_objects_do_what_settings_do_and_recorders_nothing(
     assert not config.differences(run.config, by_command.config, ("numbers",))
 
 
-def test_a_run_with_an_intervention_is_no_control_of_one_without(
-    plain: dict[str, rp.Run], tmp_path: Path
-) -> None:
+def test_a_run_with_an_intervention_is_no_control_of_one_without(tmp_path: Path) -> None:
     """Nor the other way round; and where activations were edited, its model is not run again."""
-    shuffled = config.changed(plain["sgd"].config, **{"schedule.kind": "shuffled"})
     settings = tiny(**SMALL, optimizer=MOMENTUM)
+    shuffled = config.changed(settings, **{"schedule.kind": "shuffled"})
+    plain = rp.fit(settings, tmp_path / "plain")
     edited = rp.fit(settings, tmp_path / "edited", interventions=[("blocks.0.hook_mlp_out", half)])
     masked = rp.fit(shuffled, tmp_path / "masked", interventions=[Mask(p=0.2)])
     bare = rp.fit(shuffled, tmp_path / "bare")
     with pytest.raises(rp.InputError, match=r"differ in .*interventions \(\['edit'\]"):
         analyze(edited, [bare])
     with pytest.raises(rp.InputError, match=r"differ in .*interventions"):
-        analyze(plain["sgd"], [masked])
+        analyze(plain, [masked])
     other = rp.fit(settings, tmp_path / "other", interventions=[Mask(p=0.1)])
     with pytest.raises(rp.InputError, match=r"differ in .*mask.p \(0.1"):
         analyze(other, [masked])
@@ -452,20 +205,6 @@ def test_other_inputs_are_refused(given: Any, said: str, tmp_path: Path) -> None
     body = {"name": "mine", "inputs": lambda self, step, inputs: given(inputs)}
     with pytest.raises(rp.HookError, match=said):
         rp.fit(tiny(**SMALL), tmp_path / "run", interventions=[type("M", (rp.Intervention,), body)])
-
-
-def test_inputs_changed_in_place_change_no_document(tmp_path: Path) -> None:
-    class Hides(rp.Intervention):
-        name = "hides"
-
-        def inputs(self, step: Any, inputs: Any) -> Any:
-            inputs["tokens"].zero_()
-            return inputs
-
-    settings = tiny(**SMALL)
-    run = rp.fit(settings, tmp_path / "run", interventions=[Hides])
-    oracle = plain_losses(run, shown=lambda ids, step: torch.zeros_like(ids))
-    np.testing.assert_allclose(run.losses.values, oracle, atol=2e-5, rtol=0)
 
 
 def test_an_edit_that_fails_or_gives_another_shape_is_named(tmp_path: Path) -> None:

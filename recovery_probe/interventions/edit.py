@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class EditActivations(Intervention):
-    """`function(tensor, *, hook)` returns the activation to go on with, or nothing for the same;
-    `*` in a pattern stands for anything. In evaluations it is called for each document by itself,
-    with its slice (1, position, …): what is trained in would otherwise not be measured. It may ask
-    for the `step` (None in an evaluation) and the `document` by name."""
+    """Changes activations: a `function(tensor, *, hook)` returns the one to go on with, or nothing
+    for the same. In evaluations, without which another network would be measured than is trained,
+    it is called for each document by itself, with its slice (1, position, …). It may ask for the
+    `step` (None in an evaluation) and the `document` by name. `*` in a pattern stands for anything.
+    """
 
     name = "edit"
 

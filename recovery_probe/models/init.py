@@ -17,15 +17,15 @@ INNER = ("embed", "pos_embed", "unembed", "q", "k", "v", "in", "gate", "fc1")
 
 
 @torch.no_grad()
-def as_paper(parameters: Mapping[str, Parameter], wanted: ModelSettings, seed: int) -> None:
+def as_paper(parameters: Mapping[str, Parameter], settings: ModelSettings, seed: int) -> None:
     """Weights as the paper's random-init runs draw them (its public code).
 
     Embeddings, query, key, value and the MLP's input: σ = √(2 / (5d)); the two projections
     back into the residual stream: σ = 2 / (L√d). Norms start as the library has them, with a
     gain of 1 (a weight of 0 where it is stored less 1), biases at 0.
     """
-    inner = math.sqrt(2 / (5 * wanted.width))
-    outward = 2 / (wanted.depth * math.sqrt(wanted.width))
+    inner = math.sqrt(2 / (5 * settings.width))
+    outward = 2 / (settings.depth * math.sqrt(settings.width))
     rng = torch.Generator().manual_seed(seed)
     for name, parameter in parameters.items():
         module, _, kind = name.rpartition(".")
@@ -40,6 +40,6 @@ def as_paper(parameters: Mapping[str, Parameter], wanted: ModelSettings, seed: i
             parameter.copy_(torch.randn(parameter.shape, generator=rng) * inner)
         else:
             raise InputError(
-                f'model.init = "paper" has no rule for {name} of {wanted.architecture}; '
+                f'model.init = "paper" has no rule for {name} of {settings.architecture}; '
                 "use --model.init library"
             )

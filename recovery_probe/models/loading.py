@@ -35,42 +35,48 @@ def load(settings: Settings) -> Model:
     """
     # Read when cuBLAS starts, which the first pass on a GPU does: deterministic products.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    wanted, device = settings.model, pick_device(settings.device)
+    device = pick_device(settings.device)
     # Libraries draw weights from torch's global generator: lend it our seed, and put it back.
     with lent_generators(torch_seed(settings.seed, "weights"), device):
-        hf_model, tokenizer = sources.load(wanted)
+        hf_model, tokenizer = sources.load(settings.model)
         context = getattr(hf_model.config, "max_position_embeddings", None)
         if context and settings.documents.tokens > context:
-            name = wanted.architecture if wanted.source == "random" else wanted.source
+            name = (
+                settings.model.architecture
+                if settings.model.source == "random"
+                else settings.model.source
+            )
             raise InputError(
                 f"documents.tokens = {settings.documents.tokens} is more than the {context} "
                 f"positions that {name} reads"
             )
-        with refused(f"{name_of(wanted)} cannot be had on {device}"):
+        with refused(f"{name_of(settings.model)} cannot be had on {device}"):
             hf_model.to(device)
         model = _bridge(hf_model, tokenizer, settings)
-    if wanted.source == "random" and wanted.init == "paper":
-        init.as_paper(model.parameters, wanted, torch_seed(settings.seed, "weights"))
+    if settings.model.source == "random" and settings.model.init == "paper":
+        init.as_paper(model.parameters, settings.model, torch_seed(settings.seed, "weights"))
     return model
 
 
 def _bridge(hf_model: Any, tokenizer: Any, settings: Settings) -> Model:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    wanted, architecture = settings.model, type(hf_model).__name__
+    architecture = type(hf_model).__name__
     tensors = _once(hf_model.state_dict(keep_vars=True).items())
     device = hf_model.device
     probe = text.probe(min(16, settings.documents.tokens), device)
     level = logging.getLogger().level
     try:
-        with refused(f"{name_of(wanted)} cannot be run"):
+        with refused(f"{name_of(settings.model)} cannot be run"):
             plain = _training_logits(hf_model.train, lambda: text.logits(hf_model, probe), device)
-        with refused(f"{name_of(wanted)}: TransformerLens cannot bridge {architecture}"):
+        with refused(f"{name_of(settings.model)}: TransformerLens cannot bridge {architecture}"):
             # Not boot_transformers: that one looks the tokenizer up on the hub.
             lens = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
             lens.tokenizer = tokenizer
-            if wanted.attention != "eager":
-                hf_model.set_attn_implementation(wanted.attention)  # TransformerLens takes eager
+            if settings.model.attention != "eager":
+                hf_model.set_attn_implementation(
+                    settings.model.attention
+                )  # TransformerLens takes eager
                 attention.leave_to_hugging_face(lens)
             modules = {id(m): m for top in (lens, hf_model) for m in top.modules()}
             lens.train(False)
@@ -80,8 +86,8 @@ def _bridge(hf_model: Any, tokenizer: Any, settings: Settings) -> Model:
             direct = _training_logits(model.train, lambda: model.logits(probe), device)
             if not torch.equal(bridged, direct):  # then every pass takes the bridge's own way
                 model.bypass.places.clear()
-            _check_faithful(model, plain, bridged, probe, wanted)
-            _check_saved(model, wanted)
+            _check_faithful(model, plain, bridged, probe, settings.model)
+            _check_saved(model, settings.model)
     finally:
         logging.getLogger().setLevel(level)
     return model
@@ -101,7 +107,7 @@ def _training_logits(
 
 @torch.no_grad()
 def _check_faithful(
-    model: Model, plain: Tensor, bridged: Tensor, probe: Inputs, wanted: ModelSettings
+    model: Model, plain: Tensor, bridged: Tensor, probe: Inputs, settings: ModelSettings
 ) -> None:
     """Raise `InputError` unless the bridge gives transformers' own logits in training mode, under
     the same seed, and no position sees a later one. `plain` and `bridged`: (1, C, vocabulary)."""
@@ -109,7 +115,8 @@ def _check_faithful(
         config = model.bridge.original_model.config
         drops = [f"{name} = {p:g}" for name, p in sources.probabilities(config).items() if p]
         raise InputError(
-            f"{name_of(wanted)}: in training, TransformerLens gives other logits than transformers"
+            f"{name_of(settings)}: in training, TransformerLens gives other logits than "
+            "transformers"
             + (f"; take the dropout away ({', '.join(drops)}): --model.dropout 0" if drops else "")
         )
     twins, half = text.twins(probe)
@@ -117,12 +124,12 @@ def _check_faithful(
     # The mean, as rounding moves few: in bfloat16 a step is as large as what a later token does.
     if (given - changed).abs().mean() > 0.1 * ROUNDING[plain.dtype] * given.abs().mean():
         raise InputError(
-            f"{name_of(wanted)}: not a causal model: its positions see later ones, so that the "
+            f"{name_of(settings)}: not a causal model: its positions see later ones, so that the "
             "next token is no prediction"
         )
 
 
-def _check_saved(model: Model, wanted: ModelSettings) -> None:
+def _check_saved(model: Model, settings: ModelSettings) -> None:
     """Raise `InputError` when a weight that is trained would not be in what `save` writes: it is
     one of the Hugging Face tensors, a part of one in the same memory (Phi-3's gate), or rejoined.
     """
@@ -133,8 +140,8 @@ def _check_saved(model: Model, wanted: ModelSettings) -> None:
     memory = {name: p.untyped_storage().data_ptr() for name, p in model.parameters.items()}
     if lost := [name for name, place in memory.items() if place not in saved]:
         raise InputError(
-            f"{name_of(wanted)}: its trained weights could not be saved under Hugging Face names: "
-            + ", ".join(lost[:3])
+            f"{name_of(settings)}: its trained weights could not be saved under Hugging Face "
+            "names: " + ", ".join(lost[:3])
         )
 
 

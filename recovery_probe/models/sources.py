@@ -28,31 +28,33 @@ MLP_WIDTHS = (
 )
 
 
-def load(wanted: ModelSettings) -> tuple[Any, Any]:
+def load(settings: ModelSettings) -> tuple[Any, Any]:
     """A Hugging Face model on the CPU, in the number format asked for, and its tokenizer.
 
     Raises `InputError` when it cannot be had.
     """
     try:
-        model, tokenizer = _random(wanted) if wanted.source == "random" else _pretrained(wanted)
+        model, tokenizer = (
+            _random(settings) if settings.source == "random" else _pretrained(settings)
+        )
     except InputError as error:
         if "scaled_dot_product_attention" in str(error.__cause__):
             raise InputError(
-                f"model.attention = {wanted.attention!r}: transformers has none of "
-                f"{wanted.architecture if wanted.source == 'random' else wanted.source}; use "
+                f"model.attention = {settings.attention!r}: transformers has none of "
+                f"{settings.architecture if settings.source == 'random' else settings.source}; use "
                 "--model.attention eager"
             ) from None
         raise
-    return model.to(getattr(torch, wanted.dtype)), tokenizer
+    return model.to(getattr(torch, settings.dtype)), tokenizer
 
 
-def name_of(wanted: ModelSettings) -> str:
+def name_of(settings: ModelSettings) -> str:
     """What the user asked for, to begin a message with."""
-    if wanted.source != "random":
-        return f"model.source = {wanted.source!r}"
+    if settings.source != "random":
+        return f"model.source = {settings.source!r}"
     return (
-        f"model.architecture = {wanted.architecture!r} at width {wanted.width}, depth "
-        f"{wanted.depth}, {wanted.heads} heads"
+        f"model.architecture = {settings.architecture!r} at width {settings.width}, depth "
+        f"{settings.depth}, {settings.heads} heads"
     )
 
 
@@ -69,42 +71,47 @@ def refused(said: str) -> Iterator[None]:
         raise InputError(f"{said}: {type(error).__name__} {reason}".rstrip()) from error
 
 
-def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
+def _pretrained(settings: ModelSettings) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    path = Path(wanted.source)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": wanted.source}
+    path = Path(settings.source)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": settings.source}
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"model.source = {wanted.source!r}: no such file")
+            raise InputError(f"model.source = {settings.source!r}: no such file")
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     elif path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"model.source = {wanted.source!r}: the folder has no config.json")
+            raise InputError(f"model.source = {settings.source!r}: the folder has no config.json")
         if not any(path.glob("*.safetensors")) and any(path.glob("pytorch_model*.bin")):
             raise InputError(
-                f"model.source = {wanted.source!r}: the folder has its weights as a pickle, which "
-                "is not read; save them as model.safetensors (save_pretrained does)"
+                f"model.source = {settings.source!r}: the folder has its weights as a pickle, "
+                "which is not read; save them as model.safetensors (save_pretrained does)"
             )
-    elif path.exists() or wanted.source.startswith((".", "/", "~")) or wanted.source.count("/") > 1:
+    elif (
+        path.exists()
+        or settings.source.startswith((".", "/", "~"))
+        or settings.source.count("/") > 1
+    ):
         raise InputError(
-            f"model.source = {wanted.source!r}: neither a folder with config.json nor a .gguf file"
+            f"model.source = {settings.source!r}: neither a folder with config.json nor a .gguf "
+            "file"
         )
     else:
-        where["revision"] = wanted.revision
+        where["revision"] = settings.revision
     where["trust_remote_code"] = False
     hint = "" if path.exists() else "; is the name right, and is there a network?"
     try:
-        cannot = refused(f"model.source = {wanted.source!r} cannot be loaded{hint}")
+        cannot = refused(f"model.source = {settings.source!r} cannot be loaded{hint}")
         with quiet_hub(), without_bars(), cannot:
             config = AutoConfig.from_pretrained(**where)
-            _set_dropout(config, wanted)
+            _set_dropout(config, settings)
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model, found = AutoModelForCausalLM.from_pretrained(
                 **where,
                 config=config,
-                dtype=getattr(torch, wanted.dtype),
-                attn_implementation=wanted.attention,
+                dtype=getattr(torch, settings.dtype),
+                attn_implementation=settings.attention,
                 use_safetensors=None if path.suffix == ".gguf" else True,
                 output_loading_info=True,
             )
@@ -112,92 +119,92 @@ def _pretrained(wanted: ModelSettings) -> tuple[Any, Any]:
     except InputError as error:
         if "trust_remote_code" in str(error.__cause__):
             raise InputError(
-                f"model.source = {wanted.source!r}: a model that brings its own code, which is "
+                f"model.source = {settings.source!r}: a model that brings its own code, which is "
                 "not run; take one whose type transformers knows"
             ) from None
         raise
     # transformers would draw these at random, and train all the same.
     if missing := sorted(found["missing_keys"]):
         raise InputError(
-            f"model.source = {wanted.source!r}: {len(missing)} of its weights are missing: "
+            f"model.source = {settings.source!r}: {len(missing)} of its weights are missing: "
             + ", ".join(missing[:3])
             + (", ..." if len(missing) > 3 else "")
         )
     if not read - set(tokenizer.all_special_ids):
         raise InputError(
-            f"model.source = {wanted.source!r}: no tokenizer there, or an empty one; put the "
+            f"model.source = {settings.source!r}: no tokenizer there, or an empty one; put the "
             "model's tokenizer.json and tokenizer_config.json beside its weights"
         )
     return model, tokenizer
 
 
-def _random(wanted: ModelSettings) -> tuple[Any, Any]:
+def _random(settings: ModelSettings) -> tuple[Any, Any]:
     """A model of the sizes asked for, its weights drawn from torch's global generator."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
-    if wanted.architecture not in CAUSAL:
+    if settings.architecture not in CAUSAL:
         raise InputError(
-            f"model.architecture = {wanted.architecture!r} is not a causal model of "
-            f"transformers{nearest(wanted.architecture, CAUSAL)}"
+            f"model.architecture = {settings.architecture!r} is not a causal model of "
+            f"transformers{nearest(settings.architecture, CAUSAL)}"
         )
-    if wanted.width % wanted.heads:
+    if settings.width % settings.heads:
         raise InputError(
-            f"model.width = {wanted.width} is not a multiple of model.heads = {wanted.heads}"
+            f"model.width = {settings.width} is not a multiple of model.heads = {settings.heads}"
         )
-    _check_memory(wanted)
-    L, head = wanted.depth, wanted.width // wanted.heads
+    _check_memory(settings)
+    L, head = settings.depth, settings.width // settings.heads
     sizes = {
-        "hidden_size": wanted.width,
+        "hidden_size": settings.width,
         "num_hidden_layers": L,
-        "num_attention_heads": wanted.heads,
-        "num_key_value_heads": wanted.heads,
-        **dict.fromkeys(MLP_WIDTHS, 4 * wanted.width),
+        "num_attention_heads": settings.heads,
+        "num_key_value_heads": settings.heads,
+        **dict.fromkeys(MLP_WIDTHS, 4 * settings.width),
         "head_dim": head,
         "rotary_dim": min(64, head),  # GPT-J and CodeGen have 64 of their 256
         # GPT-Neo: global and local in turn, as the library has it at its own depth
         "attention_types": [
-            [["global", "local"], wanted.depth // 2],
-            [["global"], wanted.depth % 2],
+            [["global", "local"], settings.depth // 2],
+            [["global"], settings.depth % 2],
         ],
-        "vocab_size": wanted.vocabulary,
+        "vocab_size": settings.vocabulary,
         "bos_token_id": 0,
         "eos_token_id": 0,
         "pad_token_id": 0,
     }
-    with refused(f"{name_of(wanted)} cannot be built"):
-        known = AutoConfig.for_model(wanted.architecture)
+    with refused(f"{name_of(settings)} cannot be built"):
+        known = AutoConfig.for_model(settings.architecture)
         own = {*known.to_dict(), *known.attribute_map}
         config = AutoConfig.for_model(
-            wanted.architecture, **{k: v for k, v in sizes.items() if k in own}
+            settings.architecture, **{k: v for k, v in sizes.items() if k in own}
         )
-        _check_sizes(config, sizes, wanted)
-        _set_dropout(config, wanted)
+        _check_sizes(config, sizes, settings)
+        _set_dropout(config, settings)
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=wanted.attention, trust_remote_code=False
+            config, attn_implementation=settings.attention, trust_remote_code=False
         )
-    return model, train_tokenizer(wanted.vocabulary)
+    return model, train_tokenizer(settings.vocabulary)
 
 
-def _check_sizes(config: Any, sizes: dict[str, Any], wanted: ModelSettings) -> None:
+def _check_sizes(config: Any, sizes: dict[str, Any], settings: ModelSettings) -> None:
     """Raise `InputError` when a configuration did not take the sizes: one with a part for text
     and a part for images would be built at its own, of gigabytes."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     text = config.get_text_config()
     if other := [n for n in names if getattr(text, n, sizes[n]) != sizes[n]]:
         raise InputError(
-            f"{name_of(wanted)} cannot be built: it takes other sizes, "
+            f"{name_of(settings)} cannot be built: it takes other sizes, "
             + ", ".join(f"{name} = {getattr(text, name)}" for name in other)
         )
 
 
-def _set_dropout(config: Any, wanted: ModelSettings) -> None:
+def _set_dropout(config: Any, settings: ModelSettings) -> None:
     """Give every dropout probability of a Hugging Face configuration the value asked for."""
-    if wanted.dropout == "own":
+    if settings.dropout == "own":
         return
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         for name in probabilities(part):
-            setattr(part, name, wanted.dropout)
+            setattr(part, name, settings.dropout)
 
 
 def probabilities(config: Any) -> dict[str, float]:
@@ -210,15 +217,15 @@ def probabilities(config: Any) -> dict[str, float]:
     }
 
 
-def _check_memory(wanted: ModelSettings) -> None:
+def _check_memory(settings: ModelSettings) -> None:
     """Refuse at once what would be built until memory ends: the attention's and the embedding's
     weights alone are counted, so that nothing that fits is refused."""
-    weights = wanted.depth * 4 * wanted.width**2 + wanted.vocabulary * wanted.width
-    needed = weights * (8 if wanted.dtype == "float64" else 4)
+    weights = settings.depth * 4 * settings.width**2 + settings.vocabulary * settings.width
+    needed = weights * (8 if settings.dtype == "float64" else 4)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise InputError(
-            f"{name_of(wanted)}: its weights take at least {needed / 1e9:.0f} GB, and this "
+            f"{name_of(settings)}: its weights take at least {needed / 1e9:.0f} GB, and this "
             f"machine has {there / 1e9:.0f} GB of memory"
         )
 

@@ -44,17 +44,20 @@ class Turns(Progress):
 
     def __init__(self, pipe: Connection, timeline: Timeline) -> None:
         super().__init__("", timeline)
-        self.pipe, self.seconds = pipe, list[float]()
-        self.pipe.send("ready")
-        self.pipe.recv()
-        self.since = time.process_time()
+        # of the processor, by episode; and by the clock, as recorders are timed
+        self.pipe, self.seconds, self.wall = pipe, list[float](), 0.0
+        self.wait()
 
     def tell(self, training: rp.Training) -> None:
         self.seconds.append(time.process_time() - self.since)
+        self.wall += time.perf_counter() - self.began
         if training.done < self.episodes:
-            self.pipe.send("ready")
-            self.pipe.recv()
-        self.since = time.process_time()
+            self.wait()
+
+    def wait(self) -> None:
+        self.pipe.send("ready")
+        self.pipe.recv()
+        self.since, self.began = time.process_time(), time.perf_counter()
 
 
 def work(values: str, pipe: Connection) -> None:
@@ -74,8 +77,8 @@ def work(values: str, pipe: Connection) -> None:
         with recording.attached():
             train(training, interventions, recording, writer, turns)
         size = sum(f.stat().st_size for f in (folder / "record.zarr").rglob("*") if f.is_file())
-        cost = recording.finish(sum(turns.seconds))["recorders"]
-    pipe.send((turns.seconds, {name: c["seconds"] for name, c in cost.items()}, size))
+        cost = recording.finish(turns.wall)["recorders"]
+    pipe.send((turns.seconds, {name: c["share"] for name, c in cost.items()}, size))
     pipe.recv()  # its going would slow the other's last episode
 
 
@@ -114,8 +117,8 @@ def measure(name: str, epochs: int) -> None:
         f"  on / off: {seconds['on'].sum() / seconds['off'].sum():.3f} "
         f"(by episode: median {middle:.3f}, quartiles {low:.3f} to {high:.3f})"
     )
-    for recorder, spent in measured["on"][1].items():
-        print(f"  {recorder}: {spent / seconds['on'].sum():.1%} of the run, by its own clock")
+    for recorder, share in measured["on"][1].items():
+        print(f"  {recorder}: {share:.1%} of the run, by its own clock")
     extra = measured["on"][2] - measured["off"][2]
     print(f"  recorded: {extra / steps / 1e3:.1f} kB a step", flush=True)
 
