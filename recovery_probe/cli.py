@@ -106,6 +106,7 @@ def train(argv: Sequence[str]) -> None:
             f"train needs a preset ({', '.join(config.presets())}) as its first word, or --config"
         )
     settings = config.from_dict(_switched(values, start, command))
+    _check_on(argv, settings)
     if command.out is None and command.preset is None:
         raise InputError("--config needs --out DIR too")
     out = as_path(command.out or Path("runs") / str(command.preset))
@@ -151,6 +152,17 @@ def _start(argv: Sequence[str]) -> Settings | None:
         listed = flags.given(argv, group) or getattr(start, group)
         changes[group] = list(dict.fromkeys([*listed, *flags.given(argv, adding)]))
     return config.changed(start, **changes)
+
+
+def _check_on(argv: Sequence[str], settings: Settings) -> None:
+    """Raise `InputError` for a setting of a recorder or an intervention that is off."""
+    names = [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+    for group, flag in (("recorders", "--record"), ("interventions", "--intervene")):
+        on = [plugins.key_of(spec) for spec in getattr(settings, group)]
+        for name in names:
+            key, dot, _ = name.partition(".")
+            if dot and key in plugins.ours(group) and key not in on:
+                raise InputError(f"--{name}: {key} is off; add {flag} {key}")
 
 
 def _switched(values: dict[str, Any], start: Settings, command: Train) -> dict[str, Any]:

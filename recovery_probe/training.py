@@ -66,8 +66,8 @@ class Training:
     @classmethod
     def at(cls, run: Run, episodes_done: int, device: str | None = None) -> Self:
         """A run as it was after so many episodes, of which there is a checkpoint: its weights, its
-        documents as recorded, its schedule and losses so far, the optimizer in a fresh state. On a
-        device of this machine's, whatever the run was trained on (the run's own when it is there).
+        documents as recorded, its schedule and losses so far, the optimizer in a fresh state. On
+        the best device of this machine, or the one that is named, whatever it was trained on.
 
         Raises `Missing` when there is no such checkpoint, or the record has not got so far.
         """

@@ -81,6 +81,8 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
         ("quickstart --record gradient", "did you mean 'gradients'"),
         ("quickstart --intervene gradients", "no interventions plug-in 'gradients'"),
         ("quickstart --no-record attention_patterns", "not on; on are token_losses"),
+        ("quickstart --mask.p 0.5", "--mask.p: mask is off; add --intervene mask"),
+        ("quickstart --no-record gradients --gradients.every epoch", "gradients is off; add"),
         ("quickstart --optimizer.reset maybe", "maybe"),
         ("quickstart --out", "--out"),
         ("quickstart --documents.count 500", "need 505 documents"),
