@@ -267,7 +267,12 @@ def settings(rounds: int, rng: random.Random, folder: Path) -> Iterator[Outcome]
         "optimizer.name": ("sgd", "adam", "adamw", "rmsprop"),
         "optimizer.lr": ("0.1", "1e-3", "1e30", "0", "nan"),
         "optimizer.momentum": ("0", "0.9", "1"),
-        "schedule.kind": ("cyclic", "shuffled"),
+        "optimizer.betas": ("0.9", "1"),
+        "schedule.kind": ("cyclic", "shuffled", "spiral", "nowhere.py:Order"),
+        "schedule.keep_first": ("true", "false", "maybe"),
+        "control": ("none", "shuffled", "cyclic", "spiral"),
+        "intervene": ("freeze", "mask", "edit", "project", "gradients", "nowhere.py:X"),
+        "record": ("attention_patterns", "gradients", "freeze"),
         "sketch": ("1", "127", "5000"),
         "gradients.every": ("step", "epoch", "3 steps", "0 steps", "often"),
         "weight_deltas.every": ("step", "episode", "epoch", "7 steps"),
@@ -298,13 +303,13 @@ def settings(rounds: int, rng: random.Random, folder: Path) -> Iterator[Outcome]
 SECTIONS = {f.__name__: f for f in (kills, readers, trainers, disk, corruption, settings)}
 
 
-def stress(wanted: Stress) -> int:
+def stress(asked: Stress) -> int:
     """Do the sections and tell the totals; the number of cases that went badly."""
     bad = 0
-    for name in wanted.section or SECTIONS:
+    for name in asked.section or SECTIONS:
         with tempfile.TemporaryDirectory(prefix="recovery_probe-stress-") as folder:
-            rng = random.Random(f"{wanted.seed} {name}")
-            outcomes = list(SECTIONS[name](wanted.rounds, rng, Path(folder)))
+            rng = random.Random(f"{asked.seed} {name}")
+            outcomes = list(SECTIONS[name](asked.rounds, rng, Path(folder)))
         wrong = [what for well, what in outcomes if not well]
         bad += len(wrong)
         print(f"{name}: {len(outcomes)} tried, {len(outcomes) - len(wrong)} well, {len(wrong)} bad")

@@ -105,6 +105,21 @@ def test_an_interrupt_while_libraries_load_is_one_line(tmp_path: Path, seconds: 
     assert not [f for f in os.listdir(tmp_path) if f != "run"], "something is left aside"
 
 
+@pytest.mark.parametrize(
+    "door", ["recovery_probe", "recovery_probe.train", "recovery_probe.analyze"]
+)
+def test_nothing_slow_is_imported_before_the_door_is_open(door: str) -> None:
+    """Before that an interrupt is a traceback."""
+    code = (
+        f"import sys; before = set(sys.modules); import {door}; print(*set(sys.modules) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "recovery_probe" in loaded
+    assert not loaded - sys.stdlib_module_names - {"recovery_probe"}
+    assert "recovery_probe.config" not in done.stdout.split()
+
+
 def test_a_folder_of_the_users_beside_the_run_stays(tmp_path: Path) -> None:
     (tmp_path / "run.partial").mkdir()
     (tmp_path / "run.partial" / "thesis.tex").write_text("years of work")

@@ -115,7 +115,8 @@ def _check_faithful(
         config = model.bridge.original_model.config
         drops = [f"{name} = {p:g}" for name, p in sources.probabilities(config).items() if p]
         raise InputError(
-            f"{name_of(settings)}: in training, TransformerLens gives other logits than transformers"
+            f"{name_of(settings)}: in training, TransformerLens gives other logits than "
+            "transformers"
             + (f"; take the dropout away ({', '.join(drops)}): --model.dropout 0" if drops else "")
         )
     twins, half = text.twins(probe)
@@ -139,8 +140,8 @@ def _check_saved(model: Model, settings: ModelSettings) -> None:
     memory = {name: p.untyped_storage().data_ptr() for name, p in model.parameters.items()}
     if lost := [name for name, place in memory.items() if place not in saved]:
         raise InputError(
-            f"{name_of(settings)}: its trained weights could not be saved under Hugging Face names: "
-            + ", ".join(lost[:3])
+            f"{name_of(settings)}: its trained weights could not be saved under Hugging Face "
+            "names: " + ", ".join(lost[:3])
         )
 
 

@@ -85,8 +85,8 @@ def _pretrained(settings: ModelSettings) -> tuple[Any, Any]:
             raise InputError(f"model.source = {settings.source!r}: the folder has no config.json")
         if not any(path.glob("*.safetensors")) and any(path.glob("pytorch_model*.bin")):
             raise InputError(
-                f"model.source = {settings.source!r}: the folder has its weights as a pickle, which "
-                "is not read; save them as model.safetensors (save_pretrained does)"
+                f"model.source = {settings.source!r}: the folder has its weights as a pickle, "
+                "which is not read; save them as model.safetensors (save_pretrained does)"
             )
     elif (
         path.exists()
@@ -94,7 +94,8 @@ def _pretrained(settings: ModelSettings) -> tuple[Any, Any]:
         or settings.source.count("/") > 1
     ):
         raise InputError(
-            f"model.source = {settings.source!r}: neither a folder with config.json nor a .gguf file"
+            f"model.source = {settings.source!r}: neither a folder with config.json nor a .gguf "
+            "file"
         )
     else:
         where["revision"] = settings.revision

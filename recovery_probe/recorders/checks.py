@@ -3,7 +3,7 @@ announced, and changes of what training depends on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -158,7 +158,7 @@ class Seal:
 
 
 @contextmanager
-def untouched(tensor: Any, message: str, *, values: bool = False) -> Iterator[None]:
+def untouched(tensor: Any, message: Callable[[], str], *, values: bool = False) -> Iterator[None]:
     """Raise `HookError` when what is done meanwhile changes a tensor in place. PyTorch counts
     changes, but for those through `.data`, which `values` notices too."""
     if not isinstance(tensor, Tensor):
@@ -167,4 +167,4 @@ def untouched(tensor: Any, message: str, *, values: bool = False) -> Iterator[No
     version, bits = tensor._version, checksum(tensor) if values else None
     yield
     if tensor._version != version or (bits is not None and not torch.equal(bits, checksum(tensor))):
-        raise HookError(message)
+        raise HookError(message())

@@ -123,10 +123,13 @@ class HookRecorder(Recorder):
     def _call(self, tensor: Tensor, hook: Any, step: int | None, document: int, when: str) -> Any:
         """What the function returns. Raises `HookError` when it fails, or would change training."""
         where = seen(when, hook, tensor)
-        changed = (
-            f"hook {self.name} changed the activation in place in {where}: that would change "
-            f"training; work on a copy (tensor.clone()), or, {MEND}"
-        )
+
+        def changed() -> str:
+            return (
+                f"hook {self.name} changed the activation in place in {where}: that would change "
+                f"training; work on a copy (tensor.clone()), or, {MEND}"
+            )
+
         with untouched(tensor, changed, values=when == TRIAL):
             value = self.function(tensor, hook, step, document, when)
         if replaces(value, tensor):

@@ -56,6 +56,8 @@ class _AtWork:
         every = {STEP: "step", EPISODE: "episode", **self.layout.every}
         timeline = training.timeline
         self.due = {d: timeline.due(every[d], d) for d in (STEP, EPISODE)}
+        # All are due at 0, and then every so often.
+        self.period = {d: int(due[1]) if len(due) > 1 else None for d, due in self.due.items()}
         self.steps, self.total = timeline.steps, timeline.total
         self.seconds = 0.0
         self.rows: dict[str, dict[int, Any]] = defaultdict(dict)  # array -> row -> value
@@ -66,10 +68,9 @@ class _AtWork:
 
     def row(self, dimension: str, time: int) -> int | None:
         """The row of a time that is due, or for which the recorder is called all the same."""
-        due = self.due[dimension]
-        row = int(np.searchsorted(due, time, side="right")) - 1
-        exact = row >= 0 and due[row] == time
-        return row if exact or (row >= 0 and self.recorder.sees_every_step) else None
+        period = self.period[dimension]
+        row, after = divmod(time, period) if period else (0, time)
+        return row if not after or self.recorder.sees_every_step else None
 
     def take(self, moment: Callable[[], Rows], dimension: str, time_: int) -> None:
         """Call a moment that is due, and keep the rows it returns."""
@@ -231,10 +232,13 @@ class Recording:
                 dimension, when = EPISODE, self.training.done
             else:
                 return
-            changed = (
-                f"recorder {w.name} changed the activation at {hook.name} in place, at {dimension} "
-                f"{when}; work on a copy (tensor.clone())"
-            )
+
+            def changed() -> str:
+                return (
+                    f"recorder {w.name} changed the activation at {hook.name} in place, at "
+                    f"{dimension} {when}; work on a copy (tensor.clone())"
+                )
+
             with untouched(tensor, changed, values=self.seal is not None):
                 w.take(partial(asked.function, tensor, hook=hook, moment=moment), dimension, when)
 

@@ -1,6 +1,5 @@
-"""Fine-tuning in cycles, written down: `fit`, and `python -m recovery_probe.train`."""
-
-from recovery_probe.train.plan import Point as Point
+"""Fine-tuning in cycles, written down: `fit`, and `python -m recovery_probe.train`, which comes
+through here: an interrupt is one line once its door is open, so that nothing is imported before."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
