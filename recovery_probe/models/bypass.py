@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 # Settings of a bridge under which its wrappers call one another's hook points.
 CROSS_TALK = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "use_hook_mlp_in")
@@ -61,7 +61,8 @@ class Block(nn.Module):
         output = self.wrapped(*args, **kwargs)
         if isinstance(output, tuple):
             return (self.after(output[0]), *output[1:])
-        return self.after(output)
+        # A list, as of openai-gpt, is nothing that the bridge's own would show.
+        return self.after(output) if isinstance(output, Tensor) else output
 
     def __getattr__(self, name: str) -> Any:
         try:
