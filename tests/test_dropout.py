@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe import cli, config, models
+from recovery_probe.seeds import torch_seed
 
 
 def with_dropout(folder: Path, **dropouts: float) -> Path:
@@ -31,7 +32,7 @@ def plain_train_losses(run: rp.Run, episode: int, folder: Path) -> list[float]:
     row = torch.tensor(run.record.tokens.values[int(run.schedule.values[episode])])[None]
     losses = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.torch_seed(run.config.seed, f"dropout of episode {episode}"))
+        torch.manual_seed(torch_seed(run.config.seed, f"dropout of episode {episode}"))
         for _ in range(run.config.steps):
             optimizer.zero_grad()
             loss = model(input_ids=row, labels=row).loss
@@ -106,7 +107,7 @@ def test_the_setting_survives_the_command_line_and_toml(
 ) -> None:
     seen: list[rp.Settings] = []
     monkeypatch.setattr(
-        "recovery_probe.train.fit", lambda settings, *_, **__: seen.append(settings)
+        "recovery_probe.train.fitting.fit", lambda settings, *_, **__: seen.append(settings)
     )
     with pytest.raises(BaseException):  # noqa: B017, PT011  (there is no run to go on with)
         cli.main(["train", "quickstart", "--model.dropout", given, "--out", str(tmp_path / "x")])

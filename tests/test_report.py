@@ -49,8 +49,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     texts = folder / "evil<b>.txt"
     texts.write_text("\n".join(f"{7 ** (40 + i)} {EVIL}" for i in range(12)))
-    settings = tiny(control="shuffled", documents={"source": str(texts), "min_tokens": 2})
-    run = rp.fit(settings, folder / "run")
+    settings = tiny(documents={"source": str(texts), "min_tokens": 2})
+    run = rp.fit(settings, folder / "run", control="shuffled")
     analyze(run, run.controls)
     return Path(run.path / "report.html")
 

@@ -39,6 +39,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
                 "episodes_done": np.arange(len(losses)),
                 "token": (("document", "position"), np.array(token, dtype=np.dtypes.StringDType())),
             },
+            attrs={"every": "5 episodes"},
         )
         monkeypatch.setattr(rp.Run, "recorder", lambda self, name: dataset)
 
@@ -188,7 +189,7 @@ def test_it_is_drawn_and_told(pair: rp.Run, plant: Plant) -> None:
     "token_losses" not in plugins.installed("recorders"), reason="no recorder token_losses"
 )
 def test_a_real_record(tmp_path: Path) -> None:
-    run = rp.fit(tiny(control="shuffled", recorders=["token_losses"]), tmp_path / "run")
+    run = rp.fit(tiny(recorders=["token_losses"]), tmp_path / "run", control="shuffled")
     numbers = TokenRecovery()(run, *run.controls)
     T, losses, schedule = 5, run.losses.values, run.schedule.values
     tops = []
