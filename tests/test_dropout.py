@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
-from test_train import local_model
+from networks import local_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import recovery_probe as rp

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
+from networks import local_model
 from safetensors.torch import load_file, save_file
-from test_train import local_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import recovery_probe as rp

@@ -18,37 +18,13 @@ import torch
 import xarray as xr
 import zarr
 from conftest import tiny
+from networks import local_model
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe import stats
-from recovery_probe.models import train_tokenizer
 from recovery_probe.record.writer import Writer
-
-SHAPES = {
-    "gpt_neox": {"intermediate_size": 64},
-    "llama": {"intermediate_size": 48, "num_key_value_heads": 2, "tie_word_embeddings": True},
-    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-}
-
-
-def local_model(folder: Path, architecture: str) -> Path:
-    """A folder with a small Hugging Face model, made without this package's own code."""
-    config = AutoConfig.for_model(
-        architecture,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=512,
-        initializer_range=0.1,
-        **SHAPES[architecture],
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    train_tokenizer(512).save_pretrained(folder)
-    return folder
 
 
 def plain_loop(folder: Path, run: rp.Run) -> np.ndarray:
