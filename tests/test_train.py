@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 import zarr
 from conftest import tiny
-from networks import local_model
+from networks import SHAPES, local_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
