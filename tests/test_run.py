@@ -250,7 +250,7 @@ def test_a_run_tells_what_it_has(pair: rp.Run, tmp_path: Path) -> None:
     assert "Any" not in dir(rp)
 
     def mean(tensor: object, *, hook: object) -> float:
-        return float(tensor.mean())  # type: ignore[attr-defined]
+        return float(tensor.detach().mean())  # type: ignore[attr-defined]
 
     run = rp.fit(
         tiny(epochs=1, recorders=[]), tmp_path / "run", hooks=[("blocks.0.hook_out", mean)]
