@@ -257,17 +257,17 @@ def test_weights_of_other_times_than_asked_for(every: str, tmp_path: Path) -> No
 
 
 def test_a_schedule_of_a_third_party(dense: rp.Run) -> None:
-    """Documents that come unequally often, or twice an epoch: what can be said is said."""
+    """Documents that come unequally often, or twice an epoch: what can be said is said, and what
+    takes epochs for cycles is not."""
     run = rp.open_run(dense.path)
     uneven = [0, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2, 3]
     mixed = [0, 1, 0, 1, 2, 3, 4, 2, 3, 4, 0, 1, 2, 3, 4]
     for schedule in (uneven, mixed):
         run.__dict__["schedule"] = dense.schedule.copy(data=np.array(schedule))
-        for analysis in (WeightResiduals(permutations=9), WeightCyclicity(9), StepSizes()):
-            analysis.summary(analysis(run))
         assert TokenRecovery()(run).left_out.item() >= 0
-        with pytest.raises(Missing, match="does not train on each document once"):
-            ActivationSimilarity()(run)
+        for analysis in (WeightResiduals, WeightCyclicity, StepSizes, ActivationSimilarity):
+            with pytest.raises(Missing, match="does not train on each document once"):
+                analysis()(run)
 
 
 def test_groups_hold_every_module_once(pair: rp.Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,23 +14,13 @@ from numpy.typing import NDArray
 from recovery_probe import Analysis, InputError, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.needs import RUN, epochs, recorded
+from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
 from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from recovery_probe import Run
-
-
-def once_an_epoch(_: Analysis, runs: Sequence[Run]) -> None:
-    """Schedules whose every epoch trains on each document once."""
-    for run in runs:
-        if not stats.once_an_epoch(run.schedule.values, run.config.documents.count):
-            raise Missing(
-                f"{run.path}: an epoch of its schedule does not train on each document once, as "
-                "cyclic and shuffled do: documents cannot be compared by epoch"
-            )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate, of_mean
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.modules import module_groups
-from recovery_probe.analyze.needs import RUN, checkpoints
+from recovery_probe.analyze.needs import RUN, checkpoints, once_an_epoch
 from recovery_probe.record.labels import Labels
 from recovery_probe.record.layout import module_coords
 from recovery_probe.seeds import generator
@@ -69,7 +69,7 @@ class GradientSimilarity(Analysis):
     documents just learned are compared by direction alone. Documents of one text are alike whatever
     the cycle: held-out documents show how much. A peak is a maximum: some document always has it.
     The documents of one run share its weights: intervals say how much documents differ."""
-    needs = (RUN, checkpoints(unless=RECORDER))
+    needs = (RUN, once_an_epoch, checkpoints(unless=RECORDER))
 
     def compute(self, *runs: Run) -> xr.Dataset:
         times = self._times(runs)

@@ -11,7 +11,7 @@ import xarray as xr
 from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import estimate, groups, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.analyze.needs import RUN, checkpoints
+from recovery_probe.analyze.needs import RUN, checkpoints, once_an_epoch
 from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class PairwiseRecovery(Analysis):
     gradients, the same both ways: a symmetric map is expected of any network and small steps. Held-
     out documents were never learned and forgotten, so that they may have less to regain. The
     updates start at one checkpoint, where the last documents are still fresh."""
-    needs = (RUN, checkpoints())
+    needs = (RUN, once_an_epoch, checkpoints())
 
     def compute(self, *runs: Run) -> xr.Dataset:
         known = groups.shared_checkpoints(runs)

@@ -16,7 +16,7 @@ from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import module_groups
-from recovery_probe.analyze.needs import RUN, epochs, recorded
+from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
 from recovery_probe_analyses.activation_similarity import focal_document, real
 from recovery_probe_analyses.weight_residuals import flat, updates
 
@@ -58,6 +58,7 @@ class StepSizes(Analysis):
         recorded("weight_deltas", every_episode=True),
         recorded("residual_stream"),
         epochs(2),
+        once_an_epoch,
     )
 
     def of_run(self, run: Run, episodes: int) -> xr.Dataset:

@@ -13,7 +13,7 @@ from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import module_groups
-from recovery_probe.analyze.needs import RUN, epochs, recorded
+from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
 from recovery_probe.seeds import generator
 from recovery_probe_analyses.weight_residuals import updates, vectors
 
@@ -66,7 +66,7 @@ class WeightCyclicity(Analysis):
     the picture proves nothing. A radius that falls may be smaller updates late in training.
     Sketches keep the geometry within the error in provenance.json; a p-value is right for what is
     sketched, whatever that error."""
-    needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(3))
+    needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(3), once_an_epoch)
 
     def of_run(self, run: Run, episodes: int) -> xr.Dataset:
         T = run.config.documents.count

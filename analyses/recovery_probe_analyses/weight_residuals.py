@@ -15,7 +15,7 @@ from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import module_groups
-from recovery_probe.analyze.needs import RUN, epochs, recorded
+from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
 from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class WeightResiduals(Analysis):
     apart unlike in any smooth trajectory; lags below T/2 say nothing. A cycle of period T follows
     from the same updates coming in the same order: it need not do anything for recovery. Cosines
     come from sketches, with the error in provenance.json."""
-    needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(2))
+    needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(2), once_an_epoch)
 
     def of_run(self, run: Run, episodes: int) -> xr.Dataset:
         T, seed = run.config.documents.count, run.config.seed

@@ -16,7 +16,7 @@ from recovery_probe.errors import Missing
 if TYPE_CHECKING:
     from recovery_probe.record.run import Run
 
-__all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "recorded"]
+__all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "once_an_epoch", "recorded"]
 
 
 def recorded(name: str, every_episode: bool = False) -> Need:
@@ -63,6 +63,16 @@ def evenly(_: Analysis, runs: Sequence[Run]) -> None:
             raise Missing(
                 f"{run.path}: its schedule has documents {counts.min()} to {counts.max()} times; "
                 "this needs all of them equally often, as cyclic and shuffled have them"
+            )
+
+
+def once_an_epoch(_: Analysis, runs: Sequence[Run]) -> None:
+    """Schedules whose every epoch trains on each document once."""
+    for run in runs:
+        if not stats.once_an_epoch(run.schedule.values, run.config.documents.count):
+            raise Missing(
+                f"{run.path}: an epoch of its schedule does not train on each document once, as "
+                "cyclic and shuffled do: its epochs are no cycles"
             )
 
 
