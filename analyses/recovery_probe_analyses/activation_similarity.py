@@ -15,7 +15,6 @@ from recovery_probe import Analysis, InputError, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
-from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +73,7 @@ class ActivationSimilarity(Analysis):
         within = np.diagonal(alike).copy()
         slope, p = stats.slope_with_p(within)
         grams = _grams(run, len(epochs))
-        layers, rng = np.arange(grams.shape[1]), generator(run.config.seed, "permutations")
+        layers, rng = np.arange(grams.shape[1]), run.rng("permutations")
         to_first, to_first_p = stats.cka_to_first(grams, rng, self.permutations)
         dataset = xr.Dataset(
             {

@@ -20,7 +20,6 @@ from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, checkpoints, once_an_epoch
 from recovery_probe.record.labels import Labels
 from recovery_probe.record.layout import module_coords
-from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +106,7 @@ class GradientSimilarity(Analysis):
             inner = _products(run, time)  # (module, document, other), one time in memory
             groups = self._groups(inner.module)
             maps = [stats.cosines(inner.values[which].sum(axis=0)) for which in groups.values()]
-            parts.append(_numbers(np.stack(maps), order, generator(run.config.seed, "bootstrap")))
+            parts.append(_numbers(np.stack(maps), order, run.rng("bootstrap")))
         dataset = xr.concat(parts, "episodes_done").assign_coords(
             episodes_done=list(times), group=list(groups)
         )

@@ -12,7 +12,6 @@ from annotated_types import Ge
 from recovery_probe import Analysis, InputError, stats
 from recovery_probe.analyze import estimate, groups, plots, words
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +76,7 @@ class LossCurves(Analysis):
             bounds = stats.bootstrap_interval(
                 lambda drawn: stats.resampled_means(each, drawn),
                 T,
-                generator(run.config.seed, "bootstrap"),
+                run.rng("bootstrap"),
             )
             aligned = Estimate(each.mean(axis=0), *bounds)
         estimate.put(dataset, "aligned", "shifted", aligned)

@@ -11,7 +11,6 @@ import xarray as xr
 from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, plots
 from recovery_probe.analyze.needs import RUN, evenly
-from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +52,7 @@ class OnlineLoss(Analysis):
             ("later", ["run"], later),
             ("difference", ["control"], later[:, :1] - later[:, 1:]),
         ):
-            mean = estimate.of_mean(values, generator(runs[0].config.seed, "bootstrap"))
+            mean = estimate.of_mean(values, runs[0].rng("bootstrap"))
             estimate.put(dataset, name, dims, mean, units=NATS)
         return dataset
 

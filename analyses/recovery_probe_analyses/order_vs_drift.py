@@ -13,7 +13,6 @@ from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import estimate, groups, plots
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.needs import RUN, evenly
-from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +96,7 @@ class OrderVsDrift(Analysis):
             },
         )
         effects = np.stack(
-            [_effects(falls[0][..., None] - other, run.config.seed) for other in others.values()]
+            [_effects(falls[0][..., None] - other, run) for other in others.values()]
         )
         # An estimate of each: (against, epochs and all of them, mean and size).
         found = Estimate(
@@ -155,10 +154,10 @@ class OrderVsDrift(Analysis):
         )
 
 
-def _effects(difference: stats.Floats, seed: int) -> stats.Floats:
+def _effects(difference: stats.Floats, run: Run) -> stats.Floats:
     """Of differences (epoch, document, held-out document): value, low and high, (3, epoch + 1, 2):
     their mean, and the mean in standard deviations of documents; the last row is that of the
     means over epochs."""
-    rng = generator(seed, "bootstrap")
+    rng = run.rng("bootstrap")
     rows = [*difference, stats.mean_of_counted(difference, axis=0)]
     return np.stack([stats.effect(row, rng) for row in rows], axis=1)

@@ -12,7 +12,6 @@ from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import estimate, groups, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.needs import RUN, checkpoints, once_an_epoch
-from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,7 +162,7 @@ def drops(run: Run, episodes_done: int) -> stats.Floats:
 def _numbers(drop: stats.Floats, run: Run) -> xr.Dataset:
     """What the class describes, of one (T, T + H) map."""
     T = len(drop)
-    rng = generator(run.config.seed, "bootstrap")
+    rng = run.rng("bootstrap")
     square, held = drop[:, :T], drop[:, T:]
     others = np.where(np.eye(T, dtype=bool), np.nan, square)
     mean_others, mean_held = stats.mean_of_counted(others), stats.mean_of_counted(held)

@@ -12,7 +12,6 @@ from annotated_types import Ge
 from recovery_probe import Analysis, stats
 from recovery_probe.analyze import estimate, groups, plots
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,15 +56,15 @@ class Recovery(Analysis):
         dataset["reason"] = dataset.reason.fillna(stats.NO_TURN).astype(int)
         scores = dataset.document_score.transpose("document", "run", "epoch").values
         paired = scores[:, :1] - scores[:, 1:]
-        difference = estimate.of_mean(paired, generator(runs[0].config.seed, "bootstrap"))
+        difference = estimate.of_mean(paired, runs[0].rng("bootstrap"))
         estimate.put(dataset, "difference", ("control", "epoch"), difference, units=UNITS)
         return dataset
 
     def of_run(self, run: Run, episodes: int) -> xr.Dataset:
-        T, schedule, seed = run.config.documents.count, run.schedule.values, run.config.seed
+        T, schedule = run.config.documents.count, run.schedule.values
         losses = run.losses.values[:, :T]
         scores, reasons = stats.recovery_per_document(losses, schedule, self.min_forgetting)
-        mean = estimate.of_mean(scores.T, generator(seed, "bootstrap"))
+        mean = estimate.of_mean(scores.T, run.rng("bootstrap"))
         curve = Estimate(*np.full((3, len(scores)), np.nan))
         curve_reasons = np.full(len(scores), stats.NOT_REACHED)
         if periodic := stats.is_periodic(schedule, T):
@@ -78,7 +77,7 @@ class Recovery(Analysis):
             bounds = stats.bootstrap_interval(
                 lambda drawn: of_curve(stats.resampled_means(aligned.T, drawn))[0],
                 T,
-                generator(seed, "bootstrap"),
+                run.rng("bootstrap"),
             )
             curve = Estimate(value, *bounds)
         by_seed = {"of_seeds": "each"}

@@ -15,7 +15,6 @@ from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.groups import beside, common
 from recovery_probe.analyze.needs import RUN, recorded
-from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +84,7 @@ class TokenRecovery(Analysis):
             )
         dataset = beside(
             runs,
-            lambda run: _numbers(*waits[run], generator(run.config.seed, "bootstrap")),
+            lambda run: _numbers(*waits[run], run.rng("bootstrap")),
             unit="documents",
             interval="95% percentile bootstrap over documents",
         )

@@ -14,7 +14,6 @@ from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
-from recovery_probe.seeds import generator
 from recovery_probe_analyses.weight_residuals import updates, vectors
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ class WeightCyclicity(Analysis):
         return dataset
 
     def _of_group(self, moved: stats.Floats, run: Run) -> dict[str, Any]:
-        T, rng = run.config.documents.count, generator(run.config.seed, "rotations")
+        T, rng = run.config.documents.count, run.rng("rotations")
         path = np.concatenate([np.zeros((1, moved.shape[1])), moved.cumsum(axis=0)])
         component, share = stats.components(path)
         coherence = stats.coherence(moved, T, self.permutations, rng)

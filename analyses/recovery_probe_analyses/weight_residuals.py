@@ -16,7 +16,6 @@ from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
-from recovery_probe.seeds import generator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +49,7 @@ class WeightResiduals(Analysis):
     needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(2), once_an_epoch)
 
     def of_run(self, run: Run, episodes: int) -> xr.Dataset:
-        T, seed = run.config.documents.count, run.config.seed
+        T = run.config.documents.count
         moved = updates(run, episodes)
         groups = module_groups(moved.module)
         # The kinds side by side: all of them are the whole, and one product serves every group.
@@ -59,9 +58,7 @@ class WeightResiduals(Analysis):
         columns = {name: slice(*ends[i : i + 2]) for i, name in enumerate(kinds)}
         columns["total"] = slice(None)
         every = np.concatenate(list(kinds.values()), axis=1)
-        turned = stats.rotations(
-            T, len(every) // T, self.permutations, generator(seed, "rotations")
-        )
+        turned = stats.rotations(T, len(every) // T, self.permutations, run.rng("rotations"))
         # No rotation comes first, rounded as the others are: one that changes nothing still ties.
         orders = np.concatenate([np.arange(len(every))[None], turned])
         chances = stats.stripes_of_orders(every, [columns[name] for name in groups], orders, T)
@@ -71,7 +68,7 @@ class WeightResiduals(Analysis):
         for name in groups:
             own = residual[:, columns[name]]
             cosine = stats.cosines(own @ own.T)
-            bounds = stats.stripe_interval(cosine, T, generator(seed, "bootstrap"))
+            bounds = stats.stripe_interval(cosine, T, run.rng("bootstrap"))
             parts.append(
                 (cosine.astype("float32"), stats.by_lag(cosine), stats.stripe(own, T), *bounds)
             )

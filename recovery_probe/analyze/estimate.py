@@ -32,6 +32,10 @@ class Estimate:
     sd: Any = None
     # the p-value of its null
     p: Any = None
+    # the mean of its null
+    null: Any = None
+    # the p-value, corrected for how many were tested at once
+    p_adjusted: Any = None
     # how many seeds have a value, where not all do
     n: Any = None
     # each seed's value, (seed, …)

@@ -30,6 +30,7 @@ from recovery_probe.errors import Damaged, InputError, Missing, NotRecorded
 from recovery_probe.record import labels, store
 from recovery_probe.record.folder import as_path, checkpoint_folder, checkpoints, is_run
 from recovery_probe.record.layout import EPISODE, FORMAT, STEP, TRAINING, Timeline
+from recovery_probe.seeds import generator
 from recovery_probe.settings import Settings
 
 if TYPE_CHECKING:
@@ -144,6 +145,10 @@ class Run:
     def holder(self) -> str:
         """Who writes it, or wrote it."""
         return "process {} on {}".format(*(self.provenance.get(n, "?") for n in ("pid", "host")))
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Random numbers for an analysis: a stream of the run's own for each purpose."""
+        return generator(self.config.seed, purpose)
 
     @property
     def interventions(self) -> tuple[str, ...]:
