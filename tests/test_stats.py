@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -195,63 +193,3 @@ def test_alignment_follows_the_order_of_the_period() -> None:
     aligned = stats.shift_aligned(losses, np.tile(order, 2))
     expected = [[losses[x + 1, 0], losses[x + 2, 1], losses[x, 2]] for x in range(5)]
     assert aligned.tolist() == expected
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(3, 6), st.integers(0, 2**32 - 1))
-def test_few_values_are_tested_against_all_their_orders_and_signs(n: int, seed: int) -> None:
-    values = np.random.default_rng(seed).normal(size=n)
-    slopes = [np.polyfit(np.arange(n), v, 1)[0] for v in itertools.permutations(values)]
-    slope, p = stats.slope_with_p(values)
-    np.testing.assert_allclose(slope, slopes[0])
-    np.testing.assert_allclose(p, np.mean(np.abs(slopes) >= abs(slopes[0]) * (1 - 1e-9)))
-    sums = [np.dot(values, signs) for signs in itertools.product([1, -1], repeat=n)]
-    expected = np.mean(np.abs(sums) >= abs(values.sum()) * (1 - 1e-9))
-    np.testing.assert_allclose(stats.sign_flip_p(values), expected)
-
-
-def test_many_values_are_tested_against_random_ones() -> None:
-    rng = np.random.default_rng(0)
-    tests = [(stats.slope_with_p(v)[1], stats.sign_flip_p(v)) for v in rng.normal(size=(300, 14))]
-    rates = (np.array(tests) <= 0.05).mean(axis=0)
-    assert ((rates > 0.02) & (rates < 0.09)).all(), rates
-    assert stats.slope_with_p(np.arange(14.0)) == (1.0, 2 / 5041)
-    assert np.isnan(stats.slope_with_p(np.array([0.0, np.nan, 1.0]))).all()
-
-
-def test_bootstrap_interval_covers_the_mean() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(300):
-        sample = rng.normal(1.0, 2.0, 40)
-        low, high = stats.bootstrap_interval(
-            lambda i, sample=sample: sample[i].mean(axis=1), 40, rng, resamples=400
-        )
-        covered += low <= 1.0 <= high
-    assert 0.90 < covered / 300 < 0.98
-
-
-def test_bootstrap_of_two_units_has_no_interval() -> None:
-    low, high = stats.bootstrap_interval(
-        lambda i: np.array([1.0, 2.0])[i].mean(axis=1), 2, np.random.default_rng(0)
-    )
-    assert np.isnan(low)
-    assert np.isnan(high)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(2, 7), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_resampled_means_are_those_of_the_values_drawn(units: int, width: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    values = rng.normal(size=(units, width))
-    drawn = rng.integers(units, size=(11, units))
-    expected = np.array([[values[i] for i in row] for row in drawn]).mean(axis=1)
-    np.testing.assert_allclose(stats.resampled_means(values, drawn), expected, atol=1e-12)
-    assert np.isnan(stats.resampled_means(values * [np.nan], drawn)).all()
-    values[rng.random(size=values.shape) < 0.3] = np.nan
-    expected = np.full((11, width), np.nan)
-    for r, w in np.ndindex(11, width):
-        counted = [values[i, w] for i in drawn[r] if np.isfinite(values[i, w])]
-        expected[r, w] = np.mean(counted) if counted else np.nan
-    found = stats.resampled_means_of_counted(values, drawn)
-    np.testing.assert_allclose(found, expected, atol=1e-12)

@@ -77,7 +77,7 @@ class GradientSimilarity(Analysis):
             runs,
             lambda run: self._of_run(run, times, order),
             unit="documents",
-            interval="95% percentile bootstrap over documents",
+            interval="95% studentised bootstrap over documents",
             p="Mantel test, two-sided, 499 orders of the documents",
         )
 

@@ -28,7 +28,7 @@ class OnlineLoss(Analysis):
     online (run, epoch, document); mean (run, epoch), over documents; later (run), the mean over
     epochs 2 to E, or to the last that the run and its controls have all finished (attribute
     `last_epoch`); difference (control), run minus control of that mean, paired by document.
-    Intervals are 95% percentile bootstraps over documents. NaN where a run has not got to.
+    Intervals are 95% studentised bootstraps over documents. NaN where a run has not got to.
     """
 
     name = "online_loss"
@@ -64,7 +64,7 @@ class OnlineLoss(Analysis):
             coords={"epoch": np.arange(1, epochs + 1), "document": np.arange(T)},
             attrs={
                 "unit": "documents",
-                "interval": "95% percentile bootstrap over documents",
+                "interval": "95% studentised bootstrap over documents",
                 "last_epoch": episodes // T,
             },
         )

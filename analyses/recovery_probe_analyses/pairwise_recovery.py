@@ -34,7 +34,7 @@ class PairwiseRecovery(Analysis):
     others minus held_out, the interval over both; near_minus_far, of a document's two neighbours
     minus of those half a cycle away; symmetry, correlation of drop(i, j) and
     drop(j, i), with the p-value of a Mantel test. lag_drop (run, episodes_done, lag): mean by
-    signed cyclic lag j - i. Intervals are 95% percentile bootstraps over documents i.
+    signed cyclic lag j - i. Intervals are 95% studentised bootstraps over documents i.
 
     Raises `Missing` unless `from_checkpoint`, or without such a checkpoint.
     """
@@ -72,7 +72,7 @@ class PairwiseRecovery(Analysis):
             runs,
             of_run,
             unit="documents",
-            interval="95% percentile bootstrap over documents; of more_than_held_out, over both",
+            interval="95% studentised bootstrap over documents; of more_than_held_out, over both",
             p="Mantel test, two-sided, 999 orders of the documents",
         ).assign_coords(episodes_done=times)
 

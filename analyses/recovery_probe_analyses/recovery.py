@@ -28,7 +28,8 @@ class Recovery(Analysis):
 
     `curve`: of the document-averaged shift-aligned loss, the reading that the published bars
     match; defined for a periodic schedule alone. `per_document`: the mean over documents of each
-    one's own score, as the text says. Intervals are 95% percentile bootstraps over documents.
+    one's own score, as the text says. Intervals are 95% bootstraps over documents: studentised for
+    means, percentile for the curve.
     A score is left out, and its reason counted, when less than `min_forgetting` nats were
     forgotten. `difference` is run minus control, per document, over documents that count in both.
 
@@ -91,7 +92,8 @@ class Recovery(Analysis):
             coords={"epoch": np.arange(1, len(scores) + 1), "document": np.arange(T)},
             attrs={
                 "unit": "documents",
-                "interval": "95% percentile bootstrap over documents, 2000 resamples",
+                "interval": "95% bootstrap over documents, studentised for means, percentile for "
+                "the curve",
                 "min_forgetting": self.min_forgetting,
             },
         ).assign_coords(reading=["curve", "per_document"])

@@ -86,7 +86,7 @@ class TokenRecovery(Analysis):
             runs,
             lambda run: _numbers(*waits[run], run.rng("bootstrap")),
             unit="documents",
-            interval="95% percentile bootstrap over documents",
+            interval="95% studentised bootstrap over documents",
         )
         return dataset.merge(_words(runs[0], list(waits.values()), self.words))
 

@@ -103,8 +103,9 @@ PARTS = tuple(f.name for f in fields(Estimate) if f.name not in ("value", "over"
 
 
 def of_mean(each: stats.Floats, rng: np.random.Generator, resamples: int = 2000) -> Estimate:
-    """The mean over documents, the first axis, leaving NaN out, with a bootstrap over them."""
-    return Estimate(*stats.mean_interval(each, rng, resamples))
+    """The mean over documents, the first axis, leaving NaN out, with a studentised bootstrap over
+    them."""
+    return Estimate(*stats.studentised_interval(each, rng, resamples))
 
 
 def stack(estimates: Sequence[Estimate]) -> Estimate:
