@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ import tyro
 from recovery_probe import config, flags, plugins
 from recovery_probe.errors import Diverged, HookError, InputError
 from recovery_probe.record.folder import as_path
-from recovery_probe.settings import Settings
+from recovery_probe.settings import Seed, Settings
 from recovery_probe.spelling import nearest
 
 PATIENCE = 5  # seconds
@@ -47,9 +47,11 @@ class Train:
     config: Path | None = None
     # the directory to write; runs/PRESET when not given
     out: Path | None = None
-    # another schedule, in which the matched run is trained too; none for one run, straight in the
-    # directory. shuffled when not given, of a cyclic preset; none with --config
-    control: str | None = None
+    # other schedules, in which the matched run is trained too (shuffled, or
+    # shuffled:keep_first=true); twin: the run again, from weights changed by one unit in the last
+    # place; none: one run, straight in the directory. shuffled when not given, of a cyclic preset;
+    # none with --config
+    control: Annotated[tuple[str, ...], _words("SCHEDULE")] = ()
     # recorders to add: installed names, or file.py:CLASS
     record: Annotated[tuple[str, ...], _words("NAME")] = ()
     # recorders to leave out
@@ -100,6 +102,7 @@ def train(argv: Sequence[str]) -> None:
     start = _start(argv)
     named = "PRESET" if argv[0].startswith("-") else argv[0]
     settings_flags = flags.of_settings(start or config.resolved(Settings()))
+    argv = flags.spread(argv, "seed", [f"seed.{f.name}" for f in fields(Seed)])
     command, values = flags.parse(Train, settings_flags, argv, prog=f"train {named}")
     if start is None:
         raise InputError(
@@ -111,8 +114,8 @@ def train(argv: Sequence[str]) -> None:
         raise InputError("--config needs --out DIR too")
     out = as_path(command.out or Path("runs") / str(command.preset))
     control = command.control
-    if control is None:
-        control = "shuffled" if command.preset and settings.schedule.kind == "cyclic" else "none"
+    if not control and command.preset and settings.schedule.kind == "cyclic":
+        control = ("shuffled",)
 
     from recovery_probe.analyze.perform import analyze as analyze_run
     from recovery_probe.functions import split as split_hook
@@ -127,7 +130,7 @@ def train(argv: Sequence[str]) -> None:
         overwrite=command.overwrite,
         force=command.force,
     )
-    for other in run.controls:
+    for other in (*run.controls, *run.twins):
         analyze_run(other)
     _tell(analyze_run(run, run.controls), run.path)
 

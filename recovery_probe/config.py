@@ -7,10 +7,11 @@ missing.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import tomli_w
 from recovery_probe import plugins
 from recovery_probe.errors import InputError
 from recovery_probe.plugins import Plugin
-from recovery_probe.settings import Settings, Table
+from recovery_probe.settings import Seed, Settings, Table
 from recovery_probe.spelling import nearest
 
 PRESETS = resources.files("recovery_probe") / "presets"
@@ -56,6 +57,7 @@ def as_written(values: Mapping[str, Any], origin: str = "settings") -> Settings:
     )
     if strangers:
         raise InputError(f"{origin}: unknown setting {strangers[0]}{_near(strangers[0])}")
+    core |= {"seed": seeds(core["seed"])} if "seed" in core else {}
     own: dict[str, Table] = {}
     for part in CHOICES:
         if isinstance(core.get(part), dict):
@@ -144,6 +146,8 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         if dot:
             change = {setting: change}
         before = result.get(table, {})
+        if table == "seed":
+            before, change = seeds(before), seeds(change)
         if not (isinstance(change, Mapping) and isinstance(before, dict)):
             result[table] = change
             continue
@@ -152,6 +156,18 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
             before = {n: v for n, v in before.items() if n in core_names(table)}
         result[table] = {**before, **change}
     return result
+
+
+def declared(settings: Settings) -> str:
+    """SHA-256 of what was declared beforehand: names and values of `outcome`, in order."""
+    text = json.dumps(asdict(settings.outcome), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seeds(value: Any) -> Any:
+    """The three seeds that one number sets; a table of them as it is."""
+    whole = not isinstance(value, Mapping)
+    return {f.name: value for f in fields(Seed)} if whole else dict(value)
 
 
 def check(settings: Settings) -> Settings:
@@ -241,7 +257,7 @@ def core_names(part: str = "") -> list[str]:
     return [f.name for f in fields(kind) if f.name not in ("own", "tables")] if kind else []
 
 
-PARTS = ("documents", "model", "schedule", "optimizer")
+PARTS = ("seed", "documents", "model", "schedule", "optimizer", "outcome")
 
 
 def _default(part: str) -> Any:

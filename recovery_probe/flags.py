@@ -88,6 +88,20 @@ def given(argv: Sequence[str], *names: str) -> list[str]:
     return found
 
 
+def spread(argv: Sequence[str], flag: str, others: Sequence[str]) -> list[str]:
+    """The words with a flag's value given to each of several others, before what is said of these
+    themselves."""
+    words, rest = iter(argv), []
+    values: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == f"--{flag}":
+            values.append(value if equals else next(words, ""))
+        else:
+            rest.append(word)
+    return [f"--{other}={value}" for value in values for other in others] + rest
+
+
 def parse(
     command: type[C], settings: type, argv: Sequence[str], *, prog: str
 ) -> tuple[C, dict[str, Any]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
 
-def generator(seed: int, purpose: str) -> np.random.Generator:
+def generator(seed: int | Sequence[int], purpose: str) -> np.random.Generator:
     """The random numbers of one purpose: independent of every other purpose's."""
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
+    seeds = [seed] if isinstance(seed, int) else seed
+    return np.random.default_rng([*seeds, zlib.crc32(purpose.encode())])
 
 
 def torch_seed(seed: int, purpose: str) -> int:

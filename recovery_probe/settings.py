@@ -7,11 +7,11 @@ read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from recovery_probe.plugins import STRICT
 
@@ -42,6 +42,27 @@ class Chosen:
         if name.startswith("_") or name == "own":
             raise AttributeError(name)
         return getattr(self.own, name)
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Where random numbers come from: one number sets all three (`seed = 3`, `--seed 3`). Apart,
+    they tell whether a result hangs on the documents, the weights or the order."""
+
+    # decides the choice of documents, and which comes first
+    documents: Annotated[int, Ge(0)] = 0
+    # decides the initial weights
+    weights: Annotated[int, Ge(0)] = 0
+    # decides the shuffles, dropout, and what interventions draw
+    order: Annotated[int, Ge(0)] = 0
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+    def __str__(self) -> str:
+        """`3`, or `documents 1, weights 0, order 0`."""
+        each = [f"{f.name} {getattr(self, f.name)}" for f in fields(self)]
+        alike = self.documents == self.weights == self.order
+        return str(self.documents) if alike else ", ".join(each)
 
 
 @dataclass(frozen=True)
@@ -114,11 +135,33 @@ class Optimizer(Chosen):
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What the run is for, declared beforehand: its hash stands in the provenance before the first
+    step. A report tells apart what was declared (primary) and what was found (exploratory)."""
+
+    # the primary quantity, of age_curve, the run minus its control: matched_fall, gain (on
+    # arrival), excess (in mid-wait), or score (cross-fitted, at equal age)
+    primary: Literal["matched_fall", "gain", "excess", "score"] = "matched_fall"
+    # the wait that it is taken from, after the n-th episode on a document; 0 for the last
+    epoch: Annotated[int, Ge(0)] = 0
+    # the share of the wait at which the window begins; it ends when the turn comes
+    window: Annotated[float, Gt(0), Lt(1)] = 2 / 3
+    # smallest effect of interest, in nats; of a score, its share. Less than that is as good as none
+    smallest: Annotated[float, Gt(0)] = 0.05
+    # how many seeds will be trained
+    seeds: Annotated[int, Ge(1)] = 5
+    # when to stop; fixed: with that number of seeds, whatever they show. Or in words
+    stop: str = "fixed"
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = STRICT
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything that decides what a run computes."""
 
-    # decides the choice and order of documents, the shuffles, the initial weights, dropout
-    seed: Annotated[int, Ge(0)] = 0
+    # where random numbers come from; `--seed 3`, or `seed = 3`, sets all three
+    seed: Seed = field(default_factory=Seed)
     # E, passes over the documents; at least 1
     epochs: Annotated[int, Ge(1)] = 6
     # M, gradient steps per episode; at least 1
@@ -148,6 +191,8 @@ class Settings:
     schedule: Schedule = field(default_factory=Schedule)
     # how a gradient becomes an update
     optimizer: Optimizer = field(default_factory=Optimizer)
+    # what the run is for
+    outcome: Outcome = field(default_factory=Outcome, metadata=WATCH)
     # settings of recorders and interventions: the name of each -> its table
     tables: dict[str, Any] = field(default_factory=dict)
 

@@ -58,7 +58,7 @@ class Training:
             config.made(settings, "schedule"),
             settings.documents.count,
             settings.epochs,
-            generator(settings.seed, "schedule"),
+            generator(settings.seed.order, "schedule"),
         )
         timeline = Timeline(schedule, settings.documents.count, settings.steps)
         return cls._of(settings, model, chosen, timeline, path)
@@ -93,6 +93,16 @@ class Training:
         inputs = {n: torch.tensor(v).to(model.device) for n, v in documents.inputs.items()}
         rows = np.full((timeline.episodes + 1, len(documents)), np.nan)
         return cls(settings, model, documents, timeline, inputs, rows, path=path)
+
+    @torch.no_grad()
+    def move_last_digits(self) -> None:
+        """Change every weight by one unit in its last place, up or down at random: what two runs
+        then differ in is below what their numbers mean."""
+        draws = torch.Generator().manual_seed(torch_seed(self.settings.seed.weights, "twin"))
+        for weight in self.model.parameters.values():
+            up = torch.rand(weight.shape, generator=draws) < 0.5
+            towards = torch.where(up, torch.inf, -torch.inf).to(weight)
+            weight.copy_(torch.nextafter(weight, towards))
 
     @functools.cached_property
     def sketches(self) -> ModuleSketches:
@@ -130,7 +140,7 @@ class Training:
     def steps_on(self, document: int, purpose: str, episode: int = 0) -> Iterator[Step]:
         """M gradient steps on a document, which the caller takes: the model in training mode,
         dropout under the seed of a `purpose`, the optimizer fresh where settings ask for that."""
-        torch.manual_seed(torch_seed(self.settings.seed, purpose))
+        torch.manual_seed(torch_seed(self.settings.seed.order, purpose))
         if self.settings.optimizer.reset:
             self.fresh_optimizer()
         inputs = self.batch(slice(document, document + 1))

@@ -75,7 +75,7 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
         ("quickstart --optimizer.name rmsprop", "'rmsprop'; installed: adam, adamw, sgd"),
         ("quickstart --optimizer.name adm", "did you mean 'adam'"),
         ("quickstart --optimizer.betas 0.9 0.9", "--optimizer.betas; it is a setting of adam"),
-        ("quickstart --schedule.keep_first false", "it is a setting of shuffled"),
+        ("quickstart --schedule.keep_first true", "it is a setting of shuffled"),
         ("quickstart --control shufled", "did you mean 'shuffled'"),
         ("quickstart --control cyclic", "compare a cyclic run with itself; use --control none"),
         ("quickstart --record gradient", "did you mean 'gradients'"),
@@ -195,11 +195,11 @@ def test_a_control_with_settings_of_its_own(tmp_path: Path, pair: rp.Run) -> Non
     """Trained by itself, it is put beside the run that it is for."""
     (tmp_path / "run.toml").write_text(config.to_toml(pair.config))
     base = ["train", "--config", str(tmp_path / "run.toml"), "--recorders", "token_losses"]
-    other = ["--schedule.kind", "shuffled", "--schedule.keep_first", "false"]
+    other = ["--schedule.kind", "shuffled", "--schedule.keep_first", "true"]
     main([*base, "--out", str(tmp_path / "free"), *other])
     free = rp.open_run(tmp_path / "free")
-    assert free.config.schedule.own == {"keep_first": False}
-    assert (free.schedule.values[::5] > 0).any()
+    assert free.config.schedule.own == {"keep_first": True}
+    assert (free.schedule.values[::5] == 0).all()
     main(
         [
             "analyze",

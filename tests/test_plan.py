@@ -12,6 +12,7 @@ import pytest
 from conftest import tiny
 
 import recovery_probe as rp
+from recovery_probe.record.run import open_runs
 
 MINE = """
 from dataclasses import dataclass
@@ -208,8 +209,10 @@ def test_a_control_by_name_is_a_plan(pair: rp.Run, tmp_path: Path) -> None:
         ([], "a plan of no runs"),
         ([("x", {}), ("x", {"seed": 1})], "x: two runs of the plan in one place"),
         ([("x", {}, "control")], "x: a control, and no run before it"),
-        ([("x", {}), ("y", {}, "controll")], "y: role = 'controll': expected 'run' or 'control'"),
+        ([("x", {}), ("y", {}, "controll")], "y: role = 'controll': expected run, control, twin"),
         ([("x", {}), ("y", {}, "control")], "y: not a control of .*x: its schedule is the same"),
+        ([("x", {}), ("y", {"seed": 1}, "twin")], r"y: not a twin of .*x: they differ in seed\.d"),
+        ([("y", {}, "twin")], "y: a twin, and no run before it"),
         (
             [("x", {}), ("y", {"schedule": {"kind": "shuffled"}, "seed": 1}, "control")],
             "y: not a control of .*x: beside the schedule they differ in seed",
@@ -240,3 +243,32 @@ def test_a_plan_says_itself_where_it_goes(tmp_path: Path) -> None:
     with pytest.raises(rp.InputError, match="fit needs the directory to write, out"):
         rp.fit(tiny())
     assert not os.listdir(tmp_path)
+
+
+def test_a_twin_starts_one_last_digit_away(tmp_path: Path) -> None:
+    settings = tiny(epochs=2, recorders=["checkpoints"])
+    run = rp.fit(settings, tmp_path / "x", control=["shuffled:keep_first=true", "twin"])
+    (twin,), (control,) = run.twins, run.controls
+    assert [p.name for p in sorted((tmp_path / "x").iterdir())] == [
+        "cyclic",
+        "shuffled-keep_first-true",
+        "twin",
+    ]
+    assert control.config.schedule.own == {"keep_first": True}
+    assert run.declared
+    assert twin.config == run.config
+    assert twin.provenance["role"] == "twin"
+    for name, weight in run.weights_at(0).items():
+        other = twin.weights_at(0)[name]
+        assert (weight != other).all(), name
+        assert (np.nextafter(weight, other) == other).all(), name
+    apart = np.abs(twin.losses.values - run.losses.values).max(axis=1)
+    assert 0 < apart[-1] < 1e-2
+    assert [r.path.name for r in open_runs(tmp_path / "x")] == ["cyclic", control.path.name]
+
+
+@pytest.mark.parametrize("control", ["shuffled:keep_first=maybe", "shuffled:keep=true", "cyclic"])
+def test_controls_that_cannot_be_are_refused(control: str, tmp_path: Path) -> None:
+    with pytest.raises(rp.InputError, match=r"control|keep"):
+        rp.fit(tiny(), tmp_path / "x", control=control)
+    assert not (tmp_path / "x").exists()

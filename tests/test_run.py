@@ -25,7 +25,7 @@ def test_record_opens_with_plain_xarray(pair: rp.Run) -> None:
         record = xr.open_zarr(pair.path / "record.zarr", group="training")
         tree = xr.open_datatree(pair.path / "record.zarr", engine="zarr")
     assert set(tree.children) == {"training", *pair.recorders}
-    assert tree.attrs["seed"] == 0
+    assert tree.attrs["seed"] == "0"
     assert (tree.attrs["lr"], tree.attrs["steps_per_episode"]) == (0.1, 3)
     assert tree.attrs["recovery_probe"]
     for node in tree.subtree:

@@ -173,14 +173,39 @@ def test_control_differs_in_the_schedule_alone(pair: rp.Run) -> None:
     assert np.array_equal(control.losses[0], pair.losses[0])
     assert pair.schedule.values.tolist() == list(range(T)) * E
     epochs = control.schedule.values.reshape(E, T)
-    assert all(sorted(e) == list(range(T)) and e[0] == 0 for e in epochs.tolist())
+    assert all(sorted(e) == list(range(T)) for e in epochs.tolist())
     assert len({tuple(e) for e in epochs.tolist()}) > 1
 
 
-def test_keep_first_false_shuffles_all(tmp_path: Path) -> None:
-    schedule = {"kind": "shuffled", "keep_first": False}
-    run = rp.fit(tiny(schedule=schedule, epochs=6, steps=1), tmp_path / "run")
-    assert len(set(run.schedule.values[:: run.config.documents.count].tolist())) > 1
+def test_all_are_shuffled_unless_the_first_is_kept(tmp_path: Path) -> None:
+    first = {}
+    for keep_first in (False, True):
+        settings = {"kind": "shuffled"} | ({"keep_first": True} if keep_first else {})
+        run = rp.fit(tiny(schedule=settings, epochs=6, steps=1), tmp_path / str(keep_first))
+        first[keep_first] = set(run.schedule.values[:: run.config.documents.count].tolist())
+    assert first[True] == {0}
+    assert len(first[False]) > 1
+
+
+def test_each_seed_decides_its_own(tmp_path: Path) -> None:
+    """Documents, weights and order are redrawn apart, and together by one number."""
+
+    def made(**seed: int) -> rp.Training:
+        return rp.Training.open(tiny(seed=seed, schedule={"kind": "shuffled"}, epochs=4))
+
+    def same(a: rp.Training, b: rp.Training) -> tuple[bool, bool, bool]:
+        return (
+            a.documents.digests == b.documents.digests,
+            all(torch.equal(p, b.model.parameters[n]) for n, p in a.model.parameters.items()),
+            bool((a.timeline.schedule == b.timeline.schedule).all()),
+        )
+
+    plain = made()
+    assert same(plain, made(documents=7)) == (False, True, True)
+    assert same(plain, made(weights=7)) == (True, False, True)
+    assert same(plain, made(order=7)) == (True, True, False)
+    whole = rp.Training.open(tiny(seed=7, schedule={"kind": "shuffled"}, epochs=4))
+    assert same(whole, made(documents=7, weights=7, order=7)) == (True, True, True)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +280,7 @@ def test_overwrite_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
     rp.fit(tiny(epochs=1), out)
     with pytest.raises(rp.InputError, match="--overwrite"):
         rp.fit(tiny(epochs=1), out)
-    assert rp.fit(tiny(epochs=1, seed=5), out, overwrite=True).config.seed == 5
+    assert rp.fit(tiny(epochs=1, seed=5), out, overwrite=True).config.seed.order == 5
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")

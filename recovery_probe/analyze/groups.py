@@ -10,6 +10,7 @@ import xarray as xr
 
 from recovery_probe import config
 from recovery_probe.errors import InputError
+from recovery_probe.settings import Seed
 
 if TYPE_CHECKING:
     from recovery_probe.record.run import Run
@@ -50,10 +51,11 @@ def _differing(run: Run, other: Run, free: str) -> dict[str, Any]:
 
 def seeds_and_controls(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """The first run and those that differ from it in the seed alone; and the others, which are
-    to be controls. A run with a seed that is there already is a control too."""
+    to be controls. A run with a seed that is there already is a control too; its twin is neither,
+    unless it comes first."""
     seeds: list[Run] = []
     controls: list[Run] = []
-    for run in runs:
+    for run in [*runs[:1], *(r for r in runs[1:] if r.provenance.get("role") != "twin")]:
         same = not seeds or not _differing(seeds[0], run, "seed")
         new = run.config.seed not in [s.config.seed for s in seeds]
         (seeds if same and new else controls).append(run)
@@ -73,7 +75,7 @@ def match(runs: Sequence[Run], controls: Sequence[Run]) -> list[tuple[Run, list[
                 f"{run.path}: not another seed of {runs[0].path}; they differ in "
                 f"{', '.join(differing)}"
             )
-    by_seed: dict[int, tuple[Run, list[Run]]] = {run.config.seed: (run, []) for run in runs}
+    by_seed: dict[Seed, tuple[Run, list[Run]]] = {run.config.seed: (run, []) for run in runs}
     if len(by_seed) < len(runs):
         raise InputError(
             "two of the runs have one seed: "

@@ -75,7 +75,7 @@ def load(settings: Settings, tokenize: Callable[[str], list[int]]) -> Documents:
     chosen: list[tuple[Text | Tokens, list[int]]] = []
     left_out = {"too_short": 0, "duplicates": 0, "near_duplicates": 0}
     copies = Copies()
-    for i in generator(settings.seed, "documents").permutation(len(pool)):
+    for i in generator(settings.seed.documents, "documents").permutation(len(pool)):
         if len(chosen) == need:
             break
         ids = first_tokens(pool[i], tokenize, max(C, part.min_tokens))

@@ -28,7 +28,7 @@ class Mask(Intervention):
     def start(self, training: Training) -> None:
         if "tokens" not in training.inputs:
             raise InputError("mask: the documents have no tokens to hide")
-        self.seed = training.settings.seed
+        self.seed = training.settings.seed.order
 
     def inputs(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
         import torch

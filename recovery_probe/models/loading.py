@@ -37,7 +37,7 @@ def load(settings: Settings) -> Model:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = pick_device(settings.device)
     # Libraries draw weights from torch's global generator: lend it our seed, and put it back.
-    with lent_generators(torch_seed(settings.seed, "weights"), device):
+    with lent_generators(torch_seed(settings.seed.weights, "weights"), device):
         hf_model, tokenizer = sources.load(settings.model)
         context = getattr(hf_model.config, "max_position_embeddings", None)
         if context and settings.documents.tokens > context:
@@ -54,7 +54,9 @@ def load(settings: Settings) -> Model:
             hf_model.to(device)
         model = _bridge(hf_model, tokenizer, settings)
     if settings.model.source == "random" and settings.model.init == "paper":
-        init.as_paper(model.parameters, settings.model, torch_seed(settings.seed, "weights"))
+        init.as_paper(
+            model.parameters, settings.model, torch_seed(settings.seed.weights, "weights")
+        )
     return model
 
 

@@ -106,7 +106,7 @@ def lay_out(path: Path, settings: Settings, documents: Documents, timeline: Time
             "recorder wrote in a group of its name",
             "status": "running",
             "recovery_probe": importlib.metadata.version("recovery_probe"),
-            "seed": settings.seed,
+            "seed": str(settings.seed),
             "epochs": settings.epochs,
             "documents": T,
             "steps_per_episode": timeline.steps,

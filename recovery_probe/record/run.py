@@ -16,7 +16,7 @@ import html
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +148,7 @@ class Run:
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Random numbers for an analysis: a stream of the run's own for each purpose."""
-        return generator(self.config.seed, purpose)
+        return generator(astuple(self.config.seed), purpose)
 
     @property
     def interventions(self) -> tuple[str, ...]:
@@ -298,9 +298,22 @@ class Run:
     @property
     def controls(self) -> list[Run]:
         """The controls trained with this run, those that are there."""
-        names = self.provenance.get("controls", [])
-        paths = [Path(os.path.normpath(self.path / name)) for name in names]
+        return self._beside("controls")
+
+    @property
+    def twins(self) -> list[Run]:
+        """The same run again, from weights changed by one unit in the last place: those that were
+        trained with it and are there. What they differ in means nothing."""
+        return self._beside("twins")
+
+    def _beside(self, name: str) -> list[Run]:
+        paths = [Path(os.path.normpath(self.path / name)) for name in self.provenance.get(name, [])]
         return [open_run(path) for path in paths if is_run(path)]
+
+    @property
+    def declared(self) -> bool:
+        """Whether the outcome in its settings is the one that was declared before it began."""
+        return self.provenance.get("outcome") == config.declared(self.config)
 
     @property
     def recovery(self) -> float:
@@ -379,16 +392,17 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 
 def open_runs(path: str | os.PathLike[str]) -> list[Run]:
-    """The run at `path`, or the one that lies in this directory with its control, and that one.
+    """The run at `path`, or the one that lies in this directory with its controls and twins, and
+    the controls.
 
     Raises `InputError` where there is none, or more than one.
     """
     folder = as_path(path)
     inside = [] if is_run(folder) or not folder.is_dir() else sorted(folder.iterdir())
     runs = [Run(f) for f in inside if is_run(f)]
-    controls = {c.path.resolve() for run in runs for c in run.controls}
-    mains = [run for run in runs if run.path.resolve() not in controls]
-    if len(mains) == 1 and len(runs) <= 1 + len(mains[0].controls):
+    beside = {r.path.resolve() for run in runs for r in (*run.controls, *run.twins)}
+    mains = [run for run in runs if run.path.resolve() not in beside]
+    if len(mains) == 1 and len(runs) <= 1 + len(mains[0].controls) + len(mains[0].twins):
         return [*mains, *mains[0].controls]
     return [open_run(folder)]
 

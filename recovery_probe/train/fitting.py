@@ -29,7 +29,7 @@ from recovery_probe.recorders.recording import Recording
 from recovery_probe.settings import Settings
 from recovery_probe.train.announce import announce
 from recovery_probe.train.loop import train
-from recovery_probe.train.plan import Point, check_plan, controls_of, with_control
+from recovery_probe.train.plan import TWIN, Point, beside, check_plan, with_controls
 from recovery_probe.train.progress import Progress
 from recovery_probe.training import Training
 
@@ -38,7 +38,7 @@ def fit(
     settings: Settings | Sequence[Point],
     out: str | os.PathLike[str] | None = None,
     *,
-    control: str | None = None,
+    control: str | Sequence[str] | None = None,
     interventions: Iterable[Any] = (),
     hooks: Iterable[Any] = (),
     hook_during: str | None = None,
@@ -48,8 +48,10 @@ def fit(
 ) -> Run:
     """Train as the settings say and return the run, written in the directory `out`.
 
-    With `control`, the name of another schedule (`shuffled`), `out` gets one folder per schedule,
-    `out/cyclic` and `out/shuffled`, and the cyclic run is returned; `run.controls` holds the other.
+    With `control`, the name of another schedule (`shuffled`, `shuffled:keep_first=true`) or
+    several, `out` gets one folder per schedule, `out/cyclic` and `out/shuffled`, and the cyclic run
+    is returned; `run.controls` holds the others. `twin` among them is the run again, from weights
+    changed by one unit in the last place: `run.twins`.
     Instead of settings, a plan of any number of runs, made in this order: the first is returned.
 
     `interventions` change training, after those that the settings name: objects, of which each run
@@ -80,9 +82,14 @@ def fit(
             own = [copy.deepcopy(intervention) for intervention in given]
             facts = {
                 "role": point.role,
-                "controls": [
-                    os.path.relpath(other.path, point.path) for other in controls_of(plan, point)
-                ],
+                **{
+                    f"{role}s": [
+                        os.path.relpath(other.path, point.path)
+                        for other in beside(plan, point, role)
+                    ]
+                    for role in ("control", TWIN)
+                },
+                "outcome": config.declared(point.settings),
             }
             _fit(point, own, extra, facts, overwrite, force)
     return open_run(plan[0].path)
@@ -91,7 +98,7 @@ def fit(
 def _planned(
     settings: Settings | Sequence[Point],
     out: str | os.PathLike[str] | None,
-    control: str | None,
+    control: str | Sequence[str] | None,
     given: Sequence[Intervention],
 ) -> list[Point]:
     """The plan, its settings checked, with the interventions that were given as objects."""
@@ -99,7 +106,8 @@ def _planned(
         if out is None:
             raise InputError("fit needs the directory to write, out")
         settings = config.check(settings)
-        plan = with_control(settings, as_path(out), control)
+        named = [control] if isinstance(control, str) else list(control or ())
+        plan = with_controls(settings, as_path(out), named)
         if len(plan) > 1 and is_run(as_path(out)):
             raise InputError(f"{out}: holds a run already; with a control, choose another --out")
     elif out is not None or control is not None:
@@ -191,6 +199,8 @@ def _fit(
 ) -> None:
     """Train one run of a plan. `given`: interventions that are at hand as objects, by name."""
     training = Training.open(point.settings, point.path)
+    if point.role == TWIN:
+        training.move_last_digits()
     settings, documents = training.settings, training.documents
     if copies := documents.left_out["duplicates"] + documents.left_out["near_duplicates"]:
         what = "copies" if copies > 1 else "copy"

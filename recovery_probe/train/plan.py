@@ -2,61 +2,95 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 from recovery_probe import config, plugins
 from recovery_probe.errors import InputError
 from recovery_probe.settings import Settings
 
+ROLES = ("run", "control", "twin")
+TWIN: Final = "twin"
+
 
 @dataclass(frozen=True)
 class Point:
-    """A run to be made. Its `role` is `run`, or `control`: of the run before it in the plan."""
+    """A run to be made. Its `role` is `run`, `control` or `twin`: of the run before it in the plan.
+    A twin is the same run from weights changed by one unit in the last place."""
 
     path: Path
     settings: Settings
-    role: Literal["run", "control"] = "run"
+    role: Literal["run", "control", "twin"] = "run"
 
 
-def with_control(settings: Settings, out: Path, control: str | None) -> list[Point]:
-    """One run in `out`; or, with the name of another schedule, the run and its control, which
-    differs in the schedule alone, in folders of `out` that are called as their schedules are.
+def with_controls(settings: Settings, out: Path, controls: Sequence[str]) -> list[Point]:
+    """One run in `out`; or the run and what is named beside it, in folders of `out` called as their
+    schedules are: controls, which differ in the schedule alone, by the names of their schedules,
+    with settings or without (`shuffled`, `shuffled:keep_first=true`); and `twin`, its twin.
 
-    Raises `InputError` for a control that would be the run itself.
+    Raises `InputError` for a control that would be the run itself, or is named twice.
     """
     kind = settings.schedule.kind
-    if control in (None, "none"):
+    if not controls or list(controls) == ["none"]:
         return [Point(out, settings)]
-    if control == kind:
+    plan = [Point(out / plugins.key_of(kind), settings)]
+    for control in controls:
+        if control == TWIN:
+            plan.append(Point(out / TWIN, settings, TWIN))
+            continue
+        name, own = _with_settings(control)
+        other = config.changed(settings, schedule={"kind": name, **own})
+        if other.schedule == settings.schedule:
+            raise InputError(
+                f'schedule.kind = "{kind}" with control {control} would compare a {kind} run with '
+                "itself; use --control none (control=None)"
+            )
+        folder = "-".join([plugins.key_of(name), *(f"{n}-{v}".lower() for n, v in own.items())])
+        plan.append(Point(out / folder, other, "control"))
+    return plan
+
+
+def _with_settings(control: str) -> tuple[str, dict[str, Any]]:
+    """The name of a schedule, and its settings behind a colon, as TOML writes them."""
+    found = re.fullmatch(r"(.+?):(\w+=.+)", control)
+    if not found:
+        return control, {}
+    try:
+        return found[1], tomllib.loads(found[2].replace(",", "\n"))
+    except tomllib.TOMLDecodeError as error:
         raise InputError(
-            f'schedule.kind = "{kind}" with control {control} would compare a {kind} run with '
-            "itself; use --control none (control=None)"
-        )
-    other = config.changed(settings, **{"schedule.kind": control})
-    names = [plugins.key_of(name) for name in (kind, str(control))]
-    return [Point(out / names[0], settings), Point(out / names[1], other, "control")]
+            f"control {control!r}: {error}: expected settings as shuffled:keep_first=true has them"
+        ) from None
 
 
 def check_plan(plan: Sequence[Point]) -> None:
     """Raise `InputError` for a plan of nothing, two runs in one place, or a control that is none:
-    it differs from the run before it in its schedule, and in that alone."""
+    it differs from the run before it in its schedule, and in that alone. A twin differs in
+    nothing."""
     if not plan:
         raise InputError("a plan of no runs")
     run = None
     for i, point in enumerate(plan):
         if point.path.absolute() in (other.path.absolute() for other in plan[:i]):
             raise InputError(f"{point.path}: two runs of the plan in one place")
-        if point.role not in ("run", "control"):
-            raise InputError(f"{point.path}: role = {point.role!r}: expected 'run' or 'control'")
+        if point.role not in ROLES:
+            raise InputError(f"{point.path}: role = {point.role!r}: expected {', '.join(ROLES)}")
         if point.role == "run":
             run = point
             continue
         if run is None:
-            raise InputError(f"{point.path}: a control, and no run before it in the plan")
+            raise InputError(f"{point.path}: a {point.role}, and no run before it in the plan")
         differing = config.differences(run.settings, point.settings, roles=("numbers",))
+        if point.role == TWIN:
+            if differing:
+                raise InputError(
+                    f"{point.path}: not a twin of {run.path}: they differ in {', '.join(differing)}"
+                )
+            continue
         others = [name for name in differing if not name.startswith("schedule.")]
         if others or not differing:
             what = f"beside the schedule they differ in {', '.join(others)}"
@@ -66,10 +100,10 @@ def check_plan(plan: Sequence[Point]) -> None:
             )
 
 
-def controls_of(plan: Sequence[Point], point: Point) -> list[Point]:
-    """The controls that follow a run in the plan."""
+def beside(plan: Sequence[Point], point: Point, role: str) -> list[Point]:
+    """Those of a role that follow a run in the plan, up to the next run."""
     if point.role != "run":
         return []
     following = list(plan[plan.index(point) + 1 :])
     ends = [i for i, other in enumerate(following) if other.role == "run"]
-    return [p for p in following[: ends[0] if ends else None] if p.role == "control"]
+    return [p for p in following[: ends[0] if ends else None] if p.role == role]
