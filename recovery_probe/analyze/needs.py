@@ -16,7 +16,7 @@ from recovery_probe.errors import Missing
 if TYPE_CHECKING:
     from recovery_probe.record.run import Run
 
-__all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "once_an_epoch", "recorded"]
+__all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "once_an_epoch", "recorded", "twin"]
 
 
 def recorded(name: str, every_episode: bool = False) -> Need:
@@ -74,6 +74,12 @@ def once_an_epoch(_: Analysis, runs: Sequence[Run]) -> None:
                 f"{run.path}: an epoch of its schedule does not train on each document once, as "
                 "cyclic and shuffled do: its epochs are no cycles"
             )
+
+
+def twin(_: Analysis, runs: Sequence[Run]) -> None:
+    """A twin of the run."""
+    if not runs[0].twins:
+        raise Missing(f"{runs[0].path}: no twin was trained with it; train with --control twin")
 
 
 def checkpoints(unless: str = "") -> Need:
