@@ -1,4 +1,4 @@
-"""Estimates: what is put into a dataset comes out of it, whatever its name; those of seeds."""
+"""Estimates: what is put into a dataset comes out of it, whatever its name; its words."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 import xarray as xr
 
-from recovery_probe import across
 from recovery_probe.analyze import estimate
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.record.store import write_zarr
@@ -46,26 +44,6 @@ def test_what_is_put_is_got(tmp_path: Path) -> None:
     assert list(record) == ["epoch", "value", "p"]
 
 
-def test_seeds_of_estimates_by_hand() -> None:
-    """Nothing is read out of names: a number that is called like a part is averaged like others."""
-    many = [dataset(seed) for seed in range(4)]
-    many[2].score[0, 0] = np.nan
-    found = across(many)
-    each = np.stack([d.score.values for d in many])
-    score = estimate.get(found, "score")
-    np.testing.assert_array_equal(score.each, each)
-    np.testing.assert_allclose(score.value, np.nanmean(each, axis=0))
-    np.testing.assert_allclose(score.sd, np.nanstd(each, axis=0, ddof=1))
-    assert score.n.tolist() == [[3, 4], [4, 4], [4, 4]]
-    mean, half = each[:, 1, 1].mean(), scipy.stats.sem(each[:, 1, 1]) * scipy.stats.t.ppf(0.975, 3)
-    assert (score[1, 1].low, score[1, 1].high) == pytest.approx((mean - half, mean + half))
-    assert score.over == "4 seeds"
-    p = scipy.stats.combine_pvalues([d.sea_high_p.values[1] for d in many], "fisher").pvalue
-    assert estimate.get(found, "sea_high", epoch=2).p == pytest.approx(p)
-    np.testing.assert_allclose(found.fall_low, np.mean([d.fall_low for d in many], axis=0))
-    assert "fall_sd" not in found
-
-
 def test_a_mean_of_one_document_has_no_interval() -> None:
     each = np.random.default_rng(0).normal(size=(7, 2))
     each[1:, 1] = np.nan
@@ -89,5 +67,9 @@ def test_words() -> None:
     assert Estimate(0.5, p=0.0001).with_test() == "0.50 (p < 0.001)"
     assert Estimate(0.5, p=nan).with_test("+.1f") == "+0.5 (p not defined)"
     assert Estimate(nan, p=nan).with_test(undefined="T = 2") == "not defined (T = 2)"
+    tested = Estimate(0.5, p=0.02, null=0.1, p_adjusted=0.06, n=5)
+    assert tested.with_test() == "0.50 (0.10 under the null, p = 0.02, corrected p = 0.06, 5 seeds)"
+    assert tested.cell == "0.5, null 0.1, p = 0.02, corrected p = 0.06, 5 seeds"
+    assert Estimate(0.5, null=0.1).with_test() == "0.50 (0.10 under the null)"
     assert Estimate(0.5, 0.1, 1.0, p=0.02).cell == "0.5 [0.1, 1], p = 0.02"
     assert Estimate(nan, nan, nan).cell == "–"

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,3 +125,128 @@ def test_resampled_means_are_those_of_the_values_drawn(units: int, width: int, s
         expected[r, w] = np.mean(counted) if counted else np.nan
     found = stats.resampled_means_of_counted(values, drawn)
     np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_p_values_of_a_mean_over_seeds() -> None:
+    """SciPy's, of values with holes; one sided where said; none of one value, or of one value over
+    and over."""
+    values = np.random.default_rng(0).normal(0.3, size=(6, 4))
+    values[2, 1] = np.nan
+    for alternative in ("two-sided", "greater", "less"):
+        expected = scipy.stats.ttest_1samp(values, 0, nan_policy="omit", alternative=alternative)
+        np.testing.assert_allclose(stats.t_p(values, alternative), expected.pvalue)
+    assert np.isnan(stats.t_p(np.array([[0.1, 0.1], [0.1, np.nan], [0.1, np.nan]]))).all()
+    assert np.isnan(stats.t_interval(np.full((3, 1), 0.1))).all()
+    with pytest.raises(ValueError, match="neither greater, less nor two-sided"):
+        stats.t_p(values, "larger")
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 9), st.integers(0, 2**32 - 1))
+def test_a_mean_and_its_opposite_are_as_probable(seeds: int, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=(seeds, 3))
+    np.testing.assert_allclose(stats.t_p(values), stats.t_p(-values))
+    one, other = stats.t_p(values, "greater"), stats.t_p(-values, "less")
+    np.testing.assert_allclose(one, other)
+    np.testing.assert_allclose(stats.t_p(values), 2 * np.minimum(one, 1 - one))
+
+
+def test_power_is_that_of_seeds_drawn() -> None:
+    """How many it takes, for effects of .5 to 4 standard deviations, is common knowledge."""
+    sizes, seeds = (0.5, 0.75, 1, 1.5, 2, 3, 4), (34, 16, 10, 6, 5, 4, 3)
+    for size, n in zip(sizes, seeds, strict=True):
+        assert stats.power(size, n) >= 0.8 > stats.power(size, n - 1)
+        assert stats.detectable(n) <= size < stats.detectable(n - 1)
+    for n in (3, 6, 20):
+        drawn = np.random.default_rng(n).normal(stats.detectable(n), size=(n, 4000))
+        assert np.mean(stats.t_p(drawn) < 0.05) == pytest.approx(0.8, abs=0.02)
+    assert stats.power(0, 5) == pytest.approx(0.05)
+    assert np.isnan(stats.detectable(1))
+
+
+def test_holm_by_hand() -> None:
+    p = np.array([[0.01, np.nan], [0.04, 0.03], [0.6, 0.5]])
+    expected = [[0.05, np.nan], [0.12, 0.12], [1, 1]]
+    np.testing.assert_allclose(stats.holm(p), expected)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_holm_keeps_the_order_and_lies_between(p: list[float]) -> None:
+    values = np.array(p)
+    corrected = stats.holm(values)
+    assert (corrected >= values).all()
+    assert (corrected <= np.minimum(values * len(p), 1)).all()
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(corrected[order]) >= 0).all()
+    assert corrected.min() == min(1.0, len(p) * values.min())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.floats(-3, 3), st.integers(0, 2**32 - 1))
+def test_a_permutation_p_has_a_floor_and_a_ceiling(count: int, observed: float, seed: int) -> None:
+    null = np.random.default_rng(seed).normal(size=count)
+    p = stats.permutation_p(observed, null)
+    assert 1 / (1 + count) <= p <= 1
+    assert p == (1 + sum(v >= observed for v in null)) / (1 + count)
+    assert stats.permutation_p(observed + 1, null) <= p
+
+
+def mean_squares(values: np.ndarray) -> dict[str, float]:
+    """Textbook two-way analysis of variance of one value a cell, a sum at a time."""
+    S, D = values.shape
+    mean = sum(values[s, d] for s in range(S) for d in range(D)) / (S * D)
+    row = [sum(values[s, d] for d in range(D)) / D for s in range(S)]
+    column = [sum(values[s, d] for s in range(S)) / S for d in range(D)]
+    of_seed = D * sum((r - mean) ** 2 for r in row) / (S - 1)
+    of_document = S * sum((c - mean) ** 2 for c in column) / (D - 1)
+    left = sum(
+        (values[s, d] - row[s] - column[d] + mean) ** 2 for s in range(S) for d in range(D)
+    ) / ((S - 1) * (D - 1))
+    within = sum((values[s, d] - row[s]) ** 2 for s in range(S) for d in range(D)) / (S * (D - 1))
+    return {"seed": of_seed, "document": of_document, "left": left, "within": within}
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 5), st.integers(2, 6), st.integers(0, 2**32 - 1))
+def test_variance_components_by_hand(S: int, D: int, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=(S, D))
+    squares = mean_squares(values)
+    found = stats.variance_components(values, crossed=True)
+    assert found["seed"] == pytest.approx(max(0, squares["seed"] - squares["left"]) / D)
+    assert found["document"] == pytest.approx(max(0, squares["document"] - squares["left"]) / S)
+    assert found["rest"] == pytest.approx(squares["left"])
+    found = stats.variance_components(values, crossed=False)
+    assert found["seed"] == pytest.approx(max(0, squares["seed"] - squares["within"]) / D)
+    assert found["document"] == pytest.approx(squares["within"])
+    assert np.isnan(found["rest"])
+
+
+@pytest.mark.parametrize("crossed", [True, False])
+def test_variance_components_are_those_that_were_planted(crossed: bool) -> None:
+    """Variances 2 and 1 (and .5 between the two when crossed), over 1500 draws; nested also of
+    seeds with unequally many documents."""
+    rng, S, D = np.random.default_rng(0), 6, 9
+    found = []
+    for _ in range(1500):
+        seeds, documents = rng.normal(0, 2**0.5, (S, 1)), rng.normal(size=(1 if crossed else S, D))
+        values = seeds + documents + crossed * rng.normal(0, 0.5**0.5, (S, D))
+        if not crossed:
+            values[0, 4:] = np.nan
+        found.append(stats.variance_components(values, crossed))
+    mean = {name: np.mean([f[name] for f in found]) for name in found[0]}
+    assert mean["seed"] == pytest.approx(2, abs=0.1)
+    assert mean["document"] == pytest.approx(1, abs=0.05)
+    if crossed:
+        assert mean["rest"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_what_documents_of_one_seed_are_worth() -> None:
+    """Twenty that correlate by .1 are worth seven: the variance of a seed's mean says so."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 0.1**0.5, (4000, 1)) + rng.normal(0, 0.9**0.5, (4000, 20))
+    found = stats.variance_components(values, crossed=False)
+    assert found["icc"] == pytest.approx(0.1, abs=0.01)
+    assert found["effective"] == pytest.approx(1 / values.mean(axis=1).var(), rel=0.1)
+    nothing = stats.variance_components(values[:1], crossed=False)
+    assert np.isnan(list(nothing.values())).all()

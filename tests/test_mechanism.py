@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
-import xarray as xr
 import zarr
 from conftest import planted, tiny
 from recovery_probe_analyses.activation_similarity import ActivationSimilarity
@@ -21,9 +19,6 @@ from recovery_probe_analyses.weight_residuals import WeightResiduals
 
 import recovery_probe as rp
 from recovery_probe import stats
-from recovery_probe.analyze import estimate
-from recovery_probe.analyze.across import across
-from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.errors import Missing
 
@@ -137,72 +132,6 @@ def test_stretches_in_which_the_control_trains_are_left_out(pair: rp.Run) -> Non
         left += d in order[before - 5 // 3 : before]
     assert dataset.left_out.values.tolist() == [0, left]
     assert int(dataset.fall.isel(run=1).isnull().sum()) == left
-
-
-def test_seeds_become_mean_spread_and_interval() -> None:
-    values = np.random.default_rng(0).normal(size=(4, 3))
-
-    def one(row: np.ndarray, p: float) -> xr.Dataset:
-        dataset = xr.Dataset(
-            {"curve": ("epoch", row**2), "reason": ("epoch", np.array([0, 1, 2]))},
-            attrs={"unit": "documents"},
-        )
-        score = Estimate(row, row - 9, row + 9, p=np.full(3, p))
-        estimate.put(dataset, "score", "epoch", score)
-        return dataset
-
-    ps = [0.1, 0.2, 0.3, 0.4]
-    found = across([one(row, p) for row, p in zip(values, ps, strict=True)])
-    low, high = scipy.stats.t.interval(
-        0.95, 3, loc=values.mean(axis=0), scale=scipy.stats.sem(values, axis=0)
-    )
-    np.testing.assert_allclose(found.score, values.mean(axis=0))
-    np.testing.assert_allclose(found.score_sd, values.std(axis=0, ddof=1))
-    np.testing.assert_allclose(found.score_low, low)
-    np.testing.assert_allclose(found.score_high, high)
-    np.testing.assert_allclose(found.score_each, values)
-    np.testing.assert_allclose(found.curve, (values**2).mean(axis=0))
-    np.testing.assert_allclose(found.score_p, scipy.stats.combine_pvalues(ps).pvalue)
-    assert found.reason.values.tolist() == [0, 1, 2]
-    assert found.attrs["unit"] == "4 seeds"
-
-
-def test_seeds_are_joined_at_equal_places_alone() -> None:
-    def one(
-        runs: list[str], times: list[int], values: list[float], **counts: list[int]
-    ) -> xr.Dataset:
-        arrays = {name: ("run", count) for name, count in counts.items()}
-        dataset = xr.Dataset(arrays, coords={"run": runs, "time": times})
-        row = np.tile(values, (len(runs), 1))
-        score = Estimate(row, np.zeros_like(row), np.ones_like(row))
-        estimate.put(dataset, "score", ("run", "time"), score)
-        for name in counts:
-            dataset[name].attrs["of_seeds"] = name.replace("_", " ")
-        return dataset
-
-    names = ["cyclic", "shuffled (a)"]
-    first = one(names, [5, 10], [1.0, np.nan], sum=[0, 3], each=[0, 3])
-    second = one(["cyclic", "shuffled (b)"], [5, 10], [3.0, 4.0], sum=[0, 3], each=[0, 3])
-    found = across([first, second])
-    # Counts are summed, equal or not.
-    assert found["sum"].values.tolist() == [0, 6]
-    assert found["each"].values.tolist() == [[0, 3], [0, 3]]
-    assert found.score.values.tolist() == [[2, 4], [2, 4]]
-    assert found.score_n.values.tolist() == [[2, 1], [2, 1]]
-    assert "fewer where a seed has no value" in found.attrs["interval"]
-    records = estimate.records(found)["score"]
-    assert [r["n"] for r in records] == [2, 1, 2, 1]
-    for other, message in (
-        (one(names[::-1], [5, 10], [1.0, 2.0], sum=[0, 3], each=[0, 3]), "run is .*cyclic"),
-        (
-            one(names, [5, 15], [1.0, 2.0], sum=[0, 3], each=[0, 3]),
-            r"time is \[5, 10\] and \[5, 15\]",
-        ),
-        (one(names, [5], [1.0], sum=[0, 3], each=[0, 3]), r"shape \(score: \(2, 2\), \(2, 1\)\)"),
-        (one(names, [5, 10], [1.0, 2.0], sum=[0, 3]), "differ: each"),
-    ):
-        with pytest.raises(rp.InputError, match=message):
-            across([first, other])
 
 
 def test_the_first_epoch_is_not_compared_with_itself(dense: rp.Run) -> None:

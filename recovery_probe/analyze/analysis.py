@@ -42,6 +42,9 @@ class Analysis(Plugin, ABC):
     question: ClassVar[str]
     null: ClassVar[str]  # what it would show if there were no effect
     blind_spot: ClassVar[str]  # what it cannot tell apart
+    # The estimate that answers the question, if its p-value does: the run's smallest is corrected
+    # for how many analyses have one (`multiplicity`).
+    tested: ClassVar[str] = ""
     # What it needs of a run and its controls, the run itself first. One that needs nothing, a
     # simulation, is computed without any run, when it is named and not otherwise.
     needs: ClassVar[tuple[Need, ...]] = (RUN,)
@@ -56,7 +59,8 @@ class Analysis(Plugin, ABC):
         needs."""
         for need in self.needs:
             need(self, runs)
-        return self.compute(*runs)
+        dataset = self.compute(*runs)
+        return dataset.assign_attrs(groups.origin(runs)) if runs else dataset
 
     def compute(self, *runs: Run) -> xr.Dataset:
         """Numbers of a run, which comes first, and its controls, with dimensions, units and how
@@ -75,6 +79,8 @@ class Analysis(Plugin, ABC):
     def summary(self, dataset: xr.Dataset) -> dict[str, Any]:
         """What JSON can hold; `verdict` is a sentence for the report."""
         before = f"{dataset.attrs['compared']} " if "compared" in dataset.attrs else ""
+        if left_out := dataset.attrs.get("seeds_left_out"):
+            before += f"Seeds that do not count, or not everywhere: {'; '.join(left_out)}. "
         return {
             "estimates": estimate.records(dataset),
             "verdict": before + self.verdict(dataset),

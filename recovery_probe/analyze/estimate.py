@@ -1,4 +1,7 @@
-"""Estimates: a number with its interval or its p-value, in memory and in a dataset.
+"""Estimates: a number with its interval, its p-value or its null, in memory and in a dataset.
+
+A p-value that can never be below .05, however clear the effect, is no test and is not given; the
+null then stands alone beside the value, and several seeds are tested against it (`across`).
 
 In a dataset the parts of `score` are variables of their own: `score` holds the value, `score_low`,
 `score_high`, `score_p`, … the rest. Which variables are parts of which, attributes say and no name:
@@ -28,24 +31,32 @@ class Estimate:
     low: Any = None
     high: Any = None
     _: KW_ONLY
-    # over several seeds: their standard deviation
-    sd: Any = None
     # the p-value of its null
     p: Any = None
     # the mean of its null
     null: Any = None
     # the p-value, corrected for how many were tested at once
     p_adjusted: Any = None
-    # how many seeds have a value, where not all do
+    # over several seeds: how many have a value, and the standard deviation of these
     n: Any = None
-    # each seed's value, (seed, …)
+    sd: Any = None
+    # over several seeds: its 90% interval, which lies within a bound where two one-sided tests at
+    # 5% call it no larger than that
+    low90: Any = None
+    high90: Any = None
+    # over several seeds: the mean that so many would find in 80% of cases (two-sided, 5%)
+    detectable: Any = None
+    # each seed's value, and the mean of its null, (seed, …)
     each: Any = None
+    null_each: Any = None
+    # the same of the run's twin, which differs in a last digit: what rounding alone makes of it
+    twin: Any = None
     # what the interval is over
     over: str = "documents"
 
     @property
     def parts(self) -> dict[str, Any]:
-        """All that is there of low, high, sd, p, n and each."""
+        """All that is there of low, high, p, … and twin."""
         given = {part: getattr(self, part) for part in PARTS}
         return {part: values for part, values in given.items() if values is not None}
 
@@ -53,7 +64,7 @@ class Estimate:
         """The same of a place in the arrays; numbers where it is one."""
 
         def taken(part: str, values: Any) -> Any:
-            places = (slice(None), *np.atleast_1d(index)) if part == "each" else index
+            places = (slice(None), *np.atleast_1d(index)) if part in BY_SEED else index
             found = values[places]
             return found.item() if np.ndim(found) == 0 else found
 
@@ -61,18 +72,53 @@ class Estimate:
         return Estimate(taken("value", self.value), **parts, over=self.over)
 
     def __str__(self) -> str:
-        """`0.42 [0.37, 0.48]`, or what is missing in words."""
+        """`0.42 [0.37, 0.48]`, of seeds `0.42 [0.37, 0.48; 5 seeds]`; or what is missing."""
         if np.isnan(self.value):
             return "not defined"
         missing = self.low is None or np.isnan(self.low)
         bounds = "interval not defined" if missing else f"{self.low:.2f}, {self.high:.2f}"
-        return f"{self.value:.2f} [{bounds}]"
+        return f"{self.value:.2f} [{bounds}{'; ' if self._seeds else ''}{self._seeds}]"
 
     def with_test(self, form: str = ".2f", undefined: str = "") -> str:
-        """`0.42 (p = 0.02)`, or that it is not defined, and why, as `undefined` says."""
+        """`0.42 (0.10 under the null, p = 0.02, corrected p = 0.06, 5 seeds)`, what there is of
+        these; or that it is not defined, and why, as `undefined` says."""
         if np.isnan(self.value):
             return "not defined" + (f" ({undefined})" if undefined else "")
-        return f"{self.value:{form}} ({with_p(self.p)})"
+        null = "" if _none(self.null) else f"{self.null:{form}} under the null"
+        beside = ", ".join(text for text in (null, self._tested, self._seeds) if text)
+        return f"{self.value:{form}}" + (f" ({beside})" if beside else "")
+
+    @property
+    def _tested(self) -> str:
+        """`p = 0.02, corrected p = 0.06`, what there is of the two."""
+        if self.p is None:
+            return ""
+        corrected = "" if _none(self.p_adjusted) else f", corrected {with_p(self.p_adjusted)}"
+        return with_p(self.p) + corrected
+
+    @property
+    def _seeds(self) -> str:
+        """`5 seeds`, of those that have a value; nothing of one run."""
+        return "" if self.n is None else f"{self.n} seed{'s' if self.n != 1 else ''}"
+
+    def decided(self, more: str, less: str, bound: float, units: str = "") -> str:
+        """What can be said of a difference, whose null is 0, in the words for a positive and a
+        negative one. Of one run nothing can. Of several seeds by the interval, and by two one-sided
+        tests against ±`bound`, the smallest that matters: it differs, it is equal within the
+        bound, both (it differs by less than matters), or neither."""
+        if np.isnan(self.value):
+            return "nothing can be said"
+        if self.n is None:
+            spread = "" if self.over == "one run" else f"spread over {self.over}; "
+            return spread + "one run decides nothing"
+        if self.low is None or np.isnan(self.low):
+            return "nothing can be said without an interval"
+        differs = more if self.low > 0 else less if self.high < 0 else ""
+        within = f"equal within ±{bound:g}{units and ' '}{units}"
+        if -bound < self.low90 and self.high90 < bound:
+            return f"{differs}, yet {within}" if differs else within
+        finds = f"{self.n} such seeds find one of {self.detectable:.2g} in 80% of cases"
+        return differs or f"undecided: neither a difference nor {within} ({finds})"
 
     def against_zero(self, more: str, less: str, none: str) -> str:
         """Which of three a verdict says of the value and its interval; that it cannot say any when
@@ -90,15 +136,23 @@ class Estimate:
 
     @property
     def cell(self) -> str:
-        """`0.42 [0.37, 0.48], p = 0.02`, of three digits: a cell of a table."""
+        """`0.42 [0.37, 0.48], null 0.1, p = 0.02, corrected p = 0.06, 5 seeds`, of three digits,
+        what there is of these: a cell of a table."""
         if np.isnan(self.value):
             return "–"
         text = f"{self.value:.3g}"
-        if self.low is not None and not np.isnan(self.low):
+        if not _none(self.low):
             text += f" [{self.low:.3g}, {self.high:.3g}]"
-        return text + (f", {with_p(self.p)}" if self.p is not None else "")
+        null = "" if _none(self.null) else f"null {self.null:.3g}"
+        return ", ".join(part for part in (text, null, self._tested, self._seeds) if part)
 
 
+def _none(value: Any) -> bool:
+    return value is None or bool(np.isnan(value))
+
+
+# The parts with a first axis of seeds.
+BY_SEED = ("each", "null_each")
 PARTS = tuple(f.name for f in fields(Estimate) if f.name not in ("value", "over"))
 
 
@@ -121,7 +175,7 @@ def put(
     dims = (dims,) if isinstance(dims, str) else tuple(dims)
     dataset[name] = (dims, estimate.value, attrs)
     for part, values in estimate.parts.items():
-        beside = ("seed", *dims) if part == "each" else dims
+        beside = ("seed", *dims) if part in BY_SEED else dims
         dataset[f"{name}_{part}"] = (beside, values, {"part": part})
     names = " ".join(f"{name}_{part}" for part in estimate.parts)
     dataset[name].attrs["ancillary_variables"] = names
@@ -147,19 +201,18 @@ def companions(dataset: xr.Dataset, name: str) -> dict[str, str]:
 
 
 def names(dataset: xr.Dataset) -> list[str]:
-    """The estimates of a dataset: variables with an interval or a p-value."""
+    """The estimates of a dataset: variables with an interval, a p-value or a null."""
     known = map(str, dataset.data_vars)
-    return [name for name in known if {"low", "p"} & set(companions(dataset, name))]
+    return [name for name in known if {"low", "p", "null"} & set(companions(dataset, name))]
 
 
 def records(dataset: xr.Dataset) -> dict[str, list[dict[str, Any]]]:
     """Name of each estimate -> its values, one record for each point of its coordinates: these,
-    `value`, and what there is of `low`, `high`, `sd` (over seeds), `p` and `n` (seeds that have a
-    value, where not all do); null for NaN."""
+    `value`, and what there is of its parts but those by seed; null for NaN."""
     return {
         name: [
             {**where, "value": number(e.value)}
-            | {part: number(value) for part, value in e.parts.items() if part != "each"}
+            | {part: number(value) for part, value in e.parts.items() if part not in BY_SEED}
             for where, e in points(dataset, name)
         ]
         for name in names(dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,23 @@ def compared(runs: Sequence[Run]) -> dict[str, str]:
         return {}
     done = f"{shortest.path} has got: {shortest.episodes_done} episodes"
     return {"compared": f"The runs are compared as far as {done}."}
+
+
+def origin(runs: Sequence[Run]) -> dict[str, Any]:
+    """Attributes of the dataset of a run and its controls: which they are, those that have not
+    done all their episodes, and what tells their documents from another seed's."""
+    run, *controls = runs
+    digests = run.record.digest.values[: run.config.documents.count]
+    unfinished = [
+        f"{r.path}: {r.status} after {r.episodes_done} of {r.schedule.size} episodes"
+        for r in runs
+        if r.episodes_done < r.schedule.size
+    ]
+    return {
+        "runs": [str(run.path)],
+        "controls": [str(control.path) for control in controls],
+        "documents_digest": hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()[:16],
+    } | ({"unfinished": unfinished} if unfinished else {})
 
 
 def shared_checkpoints(runs: Sequence[Run]) -> list[int]:

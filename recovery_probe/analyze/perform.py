@@ -17,7 +17,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from recovery_probe import plugins
-from recovery_probe.analyze import plots, report
+from recovery_probe.analyze import multiplicity, plots, report
 from recovery_probe.analyze.across import across
 from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.groups import match
@@ -92,17 +92,13 @@ def analyze(
         bar.set_description(f"analysing: {analysis.name}")
         started = time.monotonic()
         not_done.pop(analysis.name, None)
-        of_runs = [(run, *own) for run, own in groups] if analysis.needs and groups else [()]
         with _failures(analysis.name, not_done, bool(analyses)):
-            datasets[analysis] = across([analysis(*these) for these in of_runs])
+            datasets[analysis] = _of_seeds(analysis, groups) if analysis.needs else analysis()
         seconds = time.monotonic() - started
         if seconds > LONG and not sys.stderr.isatty():
             print(f"analysed {analysis.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    multiplicity.correct(datasets)
     for analysis, dataset in tqdm(datasets.items(), "drawing", leave=False, disable=None):
-        dataset.attrs |= {
-            "runs": [str(r.path) for r in runs if analysis.needs],
-            "controls": [str(c.path) for _, own in groups for c in own if analysis.needs],
-        }
         with _failures(analysis.name, not_done, bool(analyses)):
             summaries[analysis.name], about[analysis.name] = _write(analysis, dataset, folder)
     about = {name: facts for name, facts in about.items() if name not in not_done}
@@ -119,6 +115,23 @@ def analyze(
         text = report.WRITERS[kind](groups, summary, folder)
         write_text(place / f"report.{kind}", text)
     return summary
+
+
+def _of_seeds(analysis: Analysis, groups: Sequence[tuple[Run, list[Run]]]) -> xr.Dataset:
+    """What an analysis finds of every seed, made one. Of several seeds, those that lack what it
+    needs are left out and named, as long as two do not."""
+    if not groups:
+        return analysis()
+    found, lacking = [], []
+    for run, own in groups:
+        try:
+            found.append(analysis(run, *own))
+        except Missing as missing:
+            lacking.append((run, missing))
+    if lacking and len(found) < 2:
+        raise lacking[0][1]
+    reasons = [f"{run.path}: {str(why).removeprefix(f'{run.path}: ')}" for run, why in lacking]
+    return across(found, reasons)
 
 
 def instance(analysis: str | type[Analysis] | Analysis) -> Analysis:
@@ -142,6 +155,7 @@ def _from_checkpoint(analysis: Analysis) -> Analysis:
 def _write(analysis: Analysis, dataset: xr.Dataset, folder: Path) -> tuple[Any, Any]:
     """Store, figures; what the summary holds of it, and what the report needs to tell of it."""
     folder.mkdir(parents=True, exist_ok=True)
+    dataset.attrs = {"runs": [], "controls": []} | dataset.attrs
     dataset.attrs |= {
         "analysis": analysis.name,
         "question": analysis.question,

@@ -120,8 +120,11 @@ def by_run(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset, str]]:
 def points(
     axes: Axes, x: Any, estimate: Estimate, form: str = "o-", *, color: str, **line: Any
 ) -> None:
-    """A line of estimates with a stroke for each interval; `form` and `line` as matplotlib's."""
+    """A line of estimates with a stroke for each interval, and of several seeds each as a small
+    point; `form` and `line` as matplotlib's."""
     axes.vlines(x, estimate.low, estimate.high, color=color, linewidth=1)
+    for each in () if estimate.each is None else estimate.each:
+        axes.plot(x, each, ".", color=color, ms=2.5, alpha=0.5)
     axes.plot(x, estimate.value, form, color=color, **{"ms": 4, **line})
 
 

@@ -57,10 +57,9 @@ def studentised_interval(
     """
     units, *shape = values.shape
     flat = values.reshape(units, -1)
-    mean, sd = mean_of_counted(flat, axis=0), sd_of_counted(flat)
-    number = np.isfinite(flat).sum(axis=0)
-    largest = np.where(np.isfinite(flat), np.abs(flat), 0.0).max(axis=0, initial=0.0)
-    sd = np.where((number >= 4) & (sd > 1e-9 * largest), sd, np.nan)
+    mean, error, number = _mean_and_error(flat)
+    error = np.where(number >= 4, error, np.nan)
+    sd = error * np.sqrt(number)
     weights = _times_drawn(rng.integers(units, size=(resamples, units)), units)
     tails = np.array([(1 + level) / 2, (1 - level) / 2])
     bounds = np.full((2, flat.shape[1]), np.nan)
@@ -74,8 +73,7 @@ def studentised_interval(
             variance = (squares - total**2 / n) / (n - 1)
             t = total / np.sqrt(n * np.where(variance > 1e-12, variance, np.nan))
         # One unit drawn all the time has no standard error, and does not count.
-        standard_error = sd[these] / np.sqrt(np.maximum(number[these], 1))
-        bounds[:, these] = mean[these] - standard_error * _quantiles_of_counted(t, tails)
+        bounds[:, these] = mean[these] - error[these] * _quantiles_of_counted(t, tails)
     return mean.reshape(shape), bounds[0].reshape(shape), bounds[1].reshape(shape)
 
 
@@ -144,21 +142,109 @@ def effect(difference: Floats, rng: np.random.Generator) -> Floats:
 
 def t_interval(values: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """Bounds of the mean over the first axis, of independent units (runs), leaving NaN out:
-    mean ± t · sd / √n. NaN for fewer than two."""
+    mean ± t · sd / √n. NaN for fewer than two, and for values that are all the same."""
     import scipy.stats  # here, so that opening a run does not wait for it
 
-    counted = np.isfinite(values).sum(axis=0)
-    mean, sd = mean_of_counted(values, axis=0), sd_of_counted(values)
-    t = scipy.stats.t.ppf((1 + level) / 2, np.maximum(counted - 1, 1))
-    half = t * sd / np.sqrt(np.maximum(counted, 1))
+    mean, error, counted = _mean_and_error(values)
+    half = scipy.stats.t.ppf((1 + level) / 2, np.maximum(counted - 1, 1)) * error
     return mean - half, mean + half
 
 
-def fisher(p: Floats) -> Floats:
-    """P-values of independent runs (the first axis), combined; NaN where any is missing."""
+def t_p(values: Floats, alternative: str = "two-sided") -> Floats:
+    """P-value of a mean of 0 over the first axis, of independent units (runs), leaving NaN out.
+    NaN where `t_interval` is."""
     import scipy.stats
 
-    return scipy.stats.combine_pvalues(p, method="fisher", axis=0).pvalue
+    mean, error, counted = _mean_and_error(values)
+    df = np.maximum(counted - 1, 1)
+    match alternative:
+        case "greater":
+            return scipy.stats.t.sf(mean / error, df)
+        case "less":
+            return scipy.stats.t.cdf(mean / error, df)
+        case "two-sided":
+            return 2 * scipy.stats.t.sf(np.abs(mean / error), df)
+    raise ValueError(f"{alternative!r}: neither greater, less nor two-sided")
+
+
+def _mean_and_error(values: Floats) -> tuple[Floats, Floats, Ints]:
+    """Over the first axis without NaN: mean, its standard error, NaN where nothing tells it, and
+    how many count."""
+    counted = np.isfinite(values).sum(axis=0)
+    sd = sd_of_counted(values)
+    largest = np.where(np.isfinite(values), np.abs(values), 0.0).max(axis=0)
+    sd = np.where(sd > 1e-9 * largest, sd, np.nan)
+    return mean_of_counted(values, axis=0), sd / np.sqrt(np.maximum(counted, 1)), counted
+
+
+def power(size: float, units: int, level: float = 0.05) -> float:
+    """How often a two-sided t test of so many units finds a mean of `size` standard deviations."""
+    import scipy.stats
+
+    df, away = units - 1, size * np.sqrt(units)
+    beyond = scipy.stats.t.isf(level / 2, df)
+    tails = scipy.stats.nct.sf(beyond, df, away), scipy.stats.nct.cdf(-beyond, df, away)
+    return float(tails[0] + np.nan_to_num(tails[1]))  # the far tail may be too small for SciPy
+
+
+def detectable(units: int, share: float = 0.8, level: float = 0.05) -> float:
+    """The mean, in standard deviations, that a two-sided t test of so many units finds in `share`
+    of cases; NaN for fewer than two."""
+    import scipy.optimize
+
+    if units < 2:
+        return np.nan
+    return float(
+        scipy.optimize.brentq(lambda size: power(size, units, level) - share, 0, 50, xtol=1e-6)
+    )
+
+
+def holm(p: Floats) -> Floats:
+    """P-values (…), corrected for how many there are (Holm 1979); NaN is none, and stays."""
+    flat = p.ravel()
+    order = np.argsort(flat)[: np.isfinite(flat).sum()]
+    corrected = np.full(flat.shape, np.nan)
+    steps = np.arange(len(order), 0, -1) * flat[order]
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected.reshape(p.shape)
+
+
+def variance_components(values: Floats, crossed: bool) -> dict[str, float]:
+    """Of (seed, document) values: the variances of what seeds, documents and neither bring
+    (`seed`, `document`, `rest`), by the mean squares of an analysis of variance, none below 0.
+
+    `crossed`: every seed has the same documents, and those count that all seeds have a value of.
+    Otherwise each seed has documents of its own, and what is of the document and what is left
+    cannot be told apart: `document` holds both, `rest` is NaN. Also `icc`, the correlation of two
+    documents of one seed, and `effective`, of how many independent documents one seed's mean is
+    worth. All NaN of fewer than two seeds, or two documents.
+    """
+    values = values[np.isfinite(values).any(axis=1)]
+    if crossed:
+        values = values[:, np.isfinite(values).all(axis=0)]
+    per_seed = np.isfinite(values).sum(axis=1)
+    names = ("seed", "document", "rest", "icc", "effective")
+    seeds, number = len(values), per_seed.sum()
+    if seeds < 2 or number <= seeds or (crossed and values.shape[1] < 2):
+        return dict.fromkeys(names, np.nan)
+    means, mean = mean_of_counted(values), np.nansum(values) / number
+    between = (per_seed * (means - mean) ** 2).sum() / (seeds - 1)
+    # Documents a seed; of unequal ones, the number whose weight equals theirs.
+    each = (number - (per_seed**2).sum() / number) / (seeds - 1)
+    if crossed:
+        columns = values.mean(axis=0)
+        left = values - means[:, None] - columns + mean
+        rest = (left**2).sum() / ((seeds - 1) * (len(columns) - 1))
+        documents = seeds * ((columns - mean) ** 2).sum() / (len(columns) - 1)
+        document, within = max(0.0, (documents - rest) / seeds), rest
+    else:
+        within = np.nansum((values - means[:, None]) ** 2) / (number - seeds)
+        document, rest = within, np.nan
+    seed = max(0.0, (between - within) / each)
+    whole = seed + document + (rest if crossed else 0.0)
+    icc = seed / whole if whole > 0 else np.nan
+    effective = each / (1 + (each - 1) * icc)
+    return dict(zip(names, map(float, (seed, document, rest, icc, effective)), strict=True))
 
 
 def permutation_p(observed: Floats | float, null: Floats, slack: float = 1e-9) -> Floats:
