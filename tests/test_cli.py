@@ -253,8 +253,8 @@ def test_several_seeds_make_one_report(tmp_path: Path, capsys: pytest.CaptureFix
     main(["analyze", *runs, "--out", str(together), "--format", "html", "md"])
     summary = json.loads((together / "analyses" / "summary.json").read_text())
     assert len(summary["runs"]) == len(summary["controls"]) == 3
-    assert summary["analyses"]["order_vs_drift"]["unit"] == "3 seeds"
-    assert "The unit is 3 seeds" in summary["order_vs_drift"]["verdict"]
+    assert summary["analyses"]["age_curve"]["unit"] == "3 seeds"
+    assert "Brackets: 95% over 3 seeds" in summary["age_curve"]["verdict"]
     single = [rp.open_run(path) for path in runs]
     scores = [Recovery()(r).score for r in single]
     mean = sum(float(s.sel(reading="per_document").isel(run=0, epoch=1)) for s in scores) / 3

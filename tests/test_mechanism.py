@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-from conftest import planted, tiny
+from conftest import tiny
 from recovery_probe_analyses.activation_similarity import ActivationSimilarity
-from recovery_probe_analyses.order_vs_drift import OrderVsDrift
 from recovery_probe_analyses.step_sizes import StepSizes
 from recovery_probe_analyses.token_recovery import TokenRecovery
 from recovery_probe_analyses.weight_cyclicity import WeightCyclicity
@@ -79,59 +77,6 @@ def test_step_sizes_by_hand(dense: rp.Run) -> None:
     assert found.moved.sel(size="total", episode=7).item() == pytest.approx(exact, rel=0.1)
 
 
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
-    """Many documents, next to no training: its losses are to be planted over."""
-    out = tmp_path_factory.mktemp("wide") / "run"
-    settings = tiny(
-        documents={"count": 15, "held_out": 8}, epochs=4, steps=1, recorders=[], model={"depth": 1}
-    )
-    return rp.fit(settings, out)
-
-
-def test_drift_alone_is_not_recovery(wide: rp.Run, tmp_path: Path) -> None:
-    """All documents improve alike, each with noise: at most 8% of 200 draws say otherwise."""
-    wrong = 0
-    shape = wide.losses.shape
-    drift = 5 * 0.97 ** np.arange(shape[0])
-    fake = planted(wide, tmp_path / "run", np.zeros(shape))
-    for seed in range(200):
-        noise = np.random.default_rng(seed).normal(size=shape).cumsum(axis=0) * 0.05
-        fake.__dict__["losses"] = wide.losses.copy(data=drift[:, None] + noise)
-        found = OrderVsDrift()(fake).sel(against="held-out")
-        wrong += not found.overall_low.item() <= 0 <= found.overall_high.item()
-    assert wrong <= 16, wrong
-
-
-def test_planted_recovery_is_told_from_drift(wide: rp.Run, tmp_path: Path) -> None:
-    losses = np.tile(np.linspace(5, 4, len(wide.losses))[:, None], wide.losses.shape[1])
-    expected = []
-    for d in range(15):
-        for visit in (d + 15, d + 30, d + 45):
-            losses[visit - 5 : visit + 1, d] -= np.linspace(0, 0.3 + 0.01 * d, 6)
-            expected.append(0.3 + 0.01 * d)
-    run = planted(wide, tmp_path / "run", losses)
-    dataset = OrderVsDrift()(run)
-    found = dataset.sel(against="held-out")
-    assert found.overall.item() == pytest.approx(np.mean(expected), abs=1e-9)
-    assert found.overall_low.item() > 0.3
-    by_document = np.array([0.3 + 0.01 * d for d in range(15)])
-    assert found["size"].item() == pytest.approx(by_document.mean() / by_document.std(ddof=1))
-    assert (
-        "more than drift, as far as these documents tell"
-        in OrderVsDrift().summary(dataset)["verdict"]
-    )
-
-
-def test_stretches_in_which_the_control_trains_are_left_out(pair: rp.Run) -> None:
-    dataset = OrderVsDrift()(pair, *pair.controls)
-    order = pair.controls[0].schedule.values
-    left = 0
-    for epoch, d in itertools.product((1, 2), range(5)):
-        before = epoch * 5 + d
-        left += d in order[before - 5 // 3 : before]
-    assert dataset.left_out.values.tolist() == [0, left]
-    assert int(dataset.fall.isel(run=1).isnull().sum()) == left
 
 
 def test_the_first_epoch_is_not_compared_with_itself(dense: rp.Run) -> None:

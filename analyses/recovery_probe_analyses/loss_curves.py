@@ -110,8 +110,9 @@ class LossCurves(Analysis):
         return fig
 
     def summary(self, dataset: xr.Dataset) -> dict[str, Any]:
-        """Untrained and last losses, by run."""
+        """Untrained and last losses, by run, and the verdict."""
         return {
+            "verdict": self.verdict(dataset),
             "focal_document": dataset.attrs["focal"],
             "focal_name": dataset.attrs["focal_name"],
             "runs": {
@@ -121,6 +122,32 @@ class LossCurves(Analysis):
                 for part in groups.apart(dataset)
             },
         }
+
+
+    def verdict(self, dataset: xr.Dataset) -> str:
+        T = dataset.attrs["T"]
+
+        def clause(part: xr.Dataset) -> str:
+            aligned = part.aligned.values
+            turns = np.flatnonzero(np.isfinite(aligned[:: T]))[1:] * T  # right before episodes
+            held, trained = _ends(part.held_out.values), _ends(part.trained.values)
+            text = (
+                f"the mean loss of documents goes from {_said(trained['untrained'])} untrained to "
+                f"{_said(trained['last'])} at last"
+            )
+            if held["untrained"] is not None:
+                text += (
+                    f" (held out: {_said(held['untrained'])} to {_said(held['last'])})"
+                )
+            if len(turns):
+                wait = aligned[turns[-1] - T + 1 : turns[-1] + 1]
+                text += (
+                    f"; in the last whole wait the averaged loss rises from {wait[0]:.2f} to "
+                    f"{wait.max():.2f} and is {wait[-1]:.2f} when the turn comes"
+                )
+            return text
+
+        return "; ".join(words.by_run(dataset, clause)) + " (nats per token)."
 
 
 def _draw_mean(axes: Axes, part: xr.Dataset, T: int, name: str, colour: str) -> None:
@@ -140,3 +167,7 @@ def _ends(losses: stats.Floats) -> dict[str, float | None]:
     counted = losses[np.isfinite(losses)]
     last = counted[-1] if len(counted) else np.nan
     return {"untrained": words.number(losses[0]), "last": words.number(last)}
+
+
+def _said(loss: float | None) -> str:
+    return "not defined" if loss is None else f"{loss:.2f}"

@@ -130,6 +130,19 @@ class Estimate:
         return more if self.low > 0 else less if self.high < 0 else none
 
     @property
+    def of_seeds(self) -> bool:
+        """Whether it is over several seeds; one run's documents share a trajectory, and no verdict
+        comes of their interval."""
+        return self.over.endswith("seeds")
+
+    def told(self, more: str, less: str, none: str) -> str:
+        """What a verdict says of it: of several seeds as `against_zero` has it, of one run what the
+        interval is."""
+        if not self.of_seeds:
+            return f"brackets are the spread over {self.over} of one run"
+        return self.against_zero(more, less, none)
+
+    @property
     def caveat(self) -> str:
         """What a verdict adds to a difference that it calls one."""
         return f"as far as these {self.over} tell"

@@ -28,7 +28,7 @@ from recovery_probe.record.store import write_json, write_text, write_zarr
 LONG = 10  # seconds of an analysis, after which a plain line says that it is done
 
 # These come first, in the summary and in the report; the others by name.
-FIRST = ("recovery", "order_vs_drift", "loss_curves", "online_loss")
+FIRST = ("age_curve", "recovery", "loss_curves", "online_loss")
 # What summary.json holds beside the analyses, whose names these cannot be.
 RESERVED = ("runs", "controls", "analyses", "not_done")
 

@@ -1,6 +1,8 @@
-"""The picture: mean loss while documents wait for their next turn, beside the control's.
+"""The picture: mean loss by age, the episodes since a document was last trained on, beside the
+control at equal age and equal time.
 
-A cyclic run's lines bend down before the turn comes; without anticipation they stay up.
+Without anticipation the two lines are one. A cyclic run's rises higher in mid-wait, and has come
+down, perhaps to below the control's, when the document's turn comes.
 """
 
 from __future__ import annotations
@@ -12,9 +14,7 @@ import numpy as np
 import xarray as xr
 
 from recovery_probe import stats
-from recovery_probe.analyze import plots
-from recovery_probe.analyze.groups import labels
-from recovery_probe.errors import Missing
+from recovery_probe.analyze import ages, estimate, plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,125 +22,134 @@ if TYPE_CHECKING:
 
     from recovery_probe.record.run import Run
 
-TITLE = "Mean loss of documents while they wait for their next turn"
-LABELLED = 6  # epochs named in the legend, at most
+TITLE = "Mean loss of documents by the episodes since they were last trained on"
+PARTS = {
+    "excess": ("excess in mid-wait", plots.FOURTH),
+    "gain": ("gain on arrival", plots.THIRD),
+    "matched_fall": ("matched fall: both", "#333333"),
+}
 
 
 def numbers(run: Run, controls: Sequence[Run] = ()) -> xr.Dataset:
-    """Losses of the documents trained on, while they wait for their next turn.
-
-    loss (run, epoch, until): mean over documents, nats per token; until: episodes until the
-    document's next turn, negative before it, 0 right before; epoch n is the wait after the n-th
-    episode on a document. documents (run, epoch, until): how many the mean is of. NaN and 0 where
-    a run has not got to, or no wait is so long. shortest, longest (run): waits, in episodes.
-
-    Raises `Missing` when no document of the run waits for its next turn yet.
-    """
-    runs = [run, *controls]
-    dataset = xr.concat(
-        [_one(r) for r in runs], "run", join="outer", fill_value={"loss": np.nan, "documents": 0}
-    ).assign_coords(run=labels(runs))
-    if not dataset.documents.isel(run=0).any():
-        raise Missing(
-            f"{run.path}: {run.episodes_done} of {run.schedule.size} episodes are done, of "
-            f"{run.config.epochs} epochs: no document waits for its next turn"
-        )
-    dataset.loss.attrs["units"] = "nats per token"
-    for name in ("until", "shortest", "longest"):
-        dataset[name].attrs["units"] = "episodes"
-    dataset.attrs["T"] = run.config.documents.count
-    return dataset
-
-
-def _one(run: Run) -> xr.Dataset:
-    T, schedule = run.config.documents.count, run.schedule.values
-    each = stats.until_turn(run.losses.values[:, :T], schedule, T)[..., ::-1]
-    waits = [np.diff(np.flatnonzero(schedule == d)) for d in range(T)]
-    spans = np.concatenate(waits) if each.size else np.zeros(1, dtype=int)
-    return xr.Dataset(
-        {
-            "loss": (("epoch", "until"), stats.mean_of_counted(each, axis=0)),
-            "documents": (("epoch", "until"), np.isfinite(each).sum(axis=0)),
-            "shortest": spans.min(),
-            "longest": spans.max(),
-        },
-        coords={
-            "epoch": np.arange(1, each.shape[1] + 1),
-            "until": np.arange(1 - each.shape[2], 1),
-        },
-    )
+    """Those of `ages.numbers`, and with it what `Missing` it raises."""
+    return ages.numbers(run, *controls)
 
 
 def of_seeds(groups: Sequence[tuple[Run, Sequence[Run]]]) -> xr.Dataset:
-    """`numbers` of each run with its controls; of several, which differ in their seed, along a
-    dimension `seed`. Raises `Missing` where `numbers` does."""
-    parts = [numbers(run, controls) for run, controls in groups]
-    if len(parts) == 1:
-        return parts[0]
-    parts = [part.assign_coords(run=parts[0].run) for part in parts]
-    return xr.concat(parts, "seed", join="outer", fill_value={"loss": np.nan, "documents": 0})
+    """`numbers` of each run with its controls; of several, which differ in their seed, as `across`
+    has them."""
+    return ages.of_seeds([(run, *controls) for run, controls in groups])
 
 
 def reading(dataset: xr.Dataset) -> str:
-    """How to read the picture, and how far the last line that is whole falls before the turn,
-    from its top where half of the documents count or more."""
-    mean = dataset.mean("seed") if "seed" in dataset.dims else dataset
-    T = dataset.attrs["T"]
-    whole = np.flatnonzero(mean.documents.isel(run=0, until=-1) == T)
+    """How to read the picture, in words that stand for it."""
+    T, epoch, run = dataset.attrs["T"], ages.last_epoch(dataset), dataset.run.values[0]
     text = (
-        "Each line is one epoch: the mean loss of the documents while they wait for their next "
-        "turn, which comes at 0."
+        f"The mean loss of a document by the episodes since its own last one: in {run} its turn "
+        f"comes after {T}. Bold: epoch {epoch}; faint: the epochs before."
     )
-    if not len(whole):
-        return text
-    last = mean.isel(epoch=whole[-1])
-    falls = last.loss.where(last.documents >= T / 2).max("until") - last.loss.isel(until=-1)
-    told = [f"{float(f):.2f} nats in {f.run.item()}" for f in falls if np.isfinite(f)]
-    return f"{text} After epoch {last.epoch.item()} it falls from its top by {', '.join(told)}."
+    for control in dataset.control.values:
+        gain, excess, fall = (
+            estimate.get(dataset, name, control=control, epoch=epoch)
+            for name in ("gain", "excess", "matched_fall")
+        )
+        if not np.isnan(gain.value):
+            text += (
+                f" Against the same documents in {control}, at equal age and time, it is "
+                f"{excess.value:+.2f} nats in mid-wait and {-gain.value:+.2f} nats on arrival: it "
+                f"falls by {fall.value:.2f} nats more."
+            )
+    return text
 
 
 @plots.styled
 def draw(dataset: xr.Dataset) -> Figure:
-    """A panel for each run, all on the same axes; a line is thinner where fewer documents count.
-    Of several seeds (a dimension `seed`): their mean, and each seed faint."""
-    seeds = dataset if "seed" in dataset.dims else dataset.expand_dims("seed")
-    mean, epochs, runs = seeds.mean("seed"), dataset.epoch.values, dataset.sizes["run"]
-    cells = [*range(runs), *["."] * (runs > 1 and runs % 2)]
-    rows = [cells[i : i + 2] for i in range(0, len(cells), 2)]
-    fig, panels = plots.mosaic(rows, height=2.7, sharex=True, sharey=True)
-    colours = plots.by_epoch(len(epochs))
-    for r, axes in panels.items():
-        for e, colour in enumerate(colours):
-            if seeds.sizes["seed"] > 1:
-                each = seeds.loss.isel(run=r, epoch=e).values
-                axes.plot(dataset.until, each.T, color=colour, linewidth=0.5, alpha=0.4)
-            _line(axes, mean.isel(run=r, epoch=e), colour)
-        shortest, longest = int(seeds.shortest[:, r].min()), int(seeds.longest[:, r].max())
-        told = f"every document waits\n{longest} episodes for its turn"
-        if shortest < longest:
-            told = f"waits of {shortest} to {longest} episodes\nare mixed: thin where few count"
-        axes.set_title(f"{dataset.run.values[r]}: {told}")
-        axes.set_xlabel("episodes until the document's next turn")
-        axes.locator_params(axis="x", integer=True)
-    panels[0].set(ylabel="mean loss (nats/token)")
-    panels[0].set_xlim(0.5 - int(seeds.longest[:, 0].max()), 0.5)
-    for e in np.unique(np.linspace(0, len(epochs) - 1, LABELLED).round().astype(int)):
-        panels[0].plot([], [], color=colours[e], label=f"after epoch {epochs[e]}")
-    fig.legend(loc="outside lower center", ncols=LABELLED)
+    """For each control the last epoch's losses by age, and the gain, the excess and their sum; the
+    run alone where it has none. Of several seeds their mean, and each seed faint."""
+    controls, epoch = [str(name) for name in dataset.control.values], ages.last_epoch(dataset)
+    rows = [[f"{panel} {c}" for panel in ("curve",) * 3 + ("parts",)] for c in controls]
+    fig, panels = plots.mosaic(rows or [["curve"]], height=3.0)
+    for i, control in enumerate(controls):
+        axes = panels[f"curve {control}"]
+        _curves(axes, dataset, epoch, control, plots.colour(1 + i))
+        _parts(panels[f"parts {control}"], dataset.sel(control=control, epoch=epoch))
+    if not controls:
+        _curves(panels["curve"], dataset, epoch)
     return fig
 
 
-def _line(axes: Axes, part: xr.Dataset, colour: object) -> None:
-    from matplotlib.collections import LineCollection
-
-    points = np.stack([part.until, part.loss], axis=-1)
-    documents = part.documents.values / part.attrs["T"]
-    axes.add_collection(
-        LineCollection(
-            list(np.stack([points[:-1], points[1:]], axis=1)),
-            linewidths=0.3 + 1.5 * np.minimum(documents[:-1], documents[1:]),
-            color=colour,
-            capstyle="round",
-        )
+def _curves(
+    axes: Axes, dataset: xr.Dataset, epoch: int, control: str = "", colour: str = ""
+) -> None:
+    run, T, middle = str(dataset.run.values[0]), dataset.attrs["T"], dataset.attrs["middle"]
+    losses = _with_seeds(dataset.loss.isel(run=0)).sel(epoch=slice(None, epoch))
+    earlier = losses.mean("seed").sel(epoch=slice(None, epoch - 1))
+    for e, line in enumerate(earlier):
+        shown = 0.15 + 0.35 * (e + 1) / len(earlier)
+        axes.plot(dataset.age, line, color=plots.RUN, alpha=shown, linewidth=1)
+    pair = {f"{run}, epoch {epoch}": (losses.sel(epoch=epoch), plots.RUN)}
+    if control and np.isfinite(dataset.gain.sel(control=control, epoch=epoch)):
+        at = {"control": control, "epoch": epoch}
+        own, other = (_with_seeds(dataset[name].sel(at)) for name in ("run_loss", "control_loss"))
+        pair = {f"{run}, epoch {epoch}": (own, plots.RUN)}
+        pair[f"{control}, at equal age and time"] = (other, colour)
+        _shade(axes, dataset.age.values, own.mean("seed"), other.mean("seed"), dataset.sel(at))
+    for name, (each, shade) in pair.items():
+        if each.sizes["seed"] > 1:
+            axes.plot(dataset.age, each.T, color=shade, linewidth=0.6, alpha=0.35)
+        axes.plot(dataset.age, each.mean("seed"), color=shade, linewidth=2, label=name)
+    if len(earlier):
+        axes.plot([], [], color=plots.RUN, alpha=0.35, linewidth=1, label=f"{run}, epochs before")
+    axes.set(
+        xlabel=f"episodes since the document was trained on (its turn comes after {T})",
+        ylabel="mean loss (nats/token)",
+        xlim=(0.5, T * (1.25 if len(pair) > 1 else 1) + 0.5),
     )
-    axes.plot(points[-1, 0], points[-1, 1], "o", color=colour, markersize=3.5, clip_on=False)
+    axes.set_xticks(sorted({1, middle, T}))
+    # Losses of early epochs may be so high that the last one's would be a line at the bottom.
+    low, high = (float(f([line for line, _ in pair.values()])) for f in (np.nanmin, np.nanmax))
+    axes.set_ylim(low - 0.15 * (high - low), min(axes.get_ylim()[1], high + 1.2 * (high - low)))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def _shade(
+    axes: Axes, age: stats.Floats, own: xr.DataArray, other: xr.DataArray, found: xr.Dataset
+) -> None:
+    """The areas between the lines, and an arrow at the two ages that are compared."""
+    above = (own > other).values
+    for where, name in ((above, "excess"), (~above, "gain")):
+        _, colour = PARTS[name]
+        axes.fill_between(
+            age, own, other, where=where, interpolate=True, color=colour, alpha=0.25, linewidth=0
+        )
+    for name, place in (("excess", found.attrs["middle"]), ("gain", found.attrs["T"])):
+        label, colour = PARTS[name]
+        ends = [float(line.sel(age=place)) for line in (own, other)]
+        arrow = {"arrowstyle": "<->", "color": colour, "shrinkA": 0, "shrinkB": 0, "linewidth": 1.5}
+        axes.annotate("", (place, ends[0]), (place, ends[1]), arrowprops=arrow)
+        axes.annotate(
+            f"{label}\n{float(found[name]):+.2f} nats",
+            (place, sum(ends) / 2),
+            (5 if name == "gain" else -5, 0),
+            textcoords="offset points",
+            ha="left" if name == "gain" else "right",
+            va="center",
+            fontweight="bold",
+        )
+
+
+def _parts(axes: Axes, found: xr.Dataset) -> None:
+    """The three numbers with their intervals; each seed a point."""
+    for x, (name, (_, colour)) in enumerate(PARTS.items()):
+        one = estimate.get(found, name)
+        plots.points(axes, x, one, "o", color=colour)
+        if one.each is not None:
+            axes.plot(np.full(len(one.each), x + 0.2), one.each, ".", color=colour, alpha=0.6)
+    plots.zero(axes)
+    over = "95% over" if found.attrs["unit"].endswith("seeds") else "spread over"
+    axes.set(title=f"nats, {over}\n{found.attrs['unit']}", xlim=(-0.5, 2.5))
+    axes.set_xticks(range(3), ["excess", "gain", "both"])
+
+
+def _with_seeds(array: xr.DataArray) -> xr.DataArray:
+    return array if "seed" in array.dims else array.expand_dims("seed")

@@ -321,8 +321,8 @@ class Run:
         return stats.recovery_so_far(self.losses.values, self.schedule.values)
 
     def plot(self) -> Figure:
-        """The picture, its control beside it: mean loss against episodes until a document's next
-        turn. Raises `Missing` before any document waits for one."""
+        """The picture, its control beside it: mean loss by the episodes since a document
+        was trained on. Raises `Missing` before any has come back."""
         from recovery_probe.analyze import picture
 
         return picture.draw(picture.numbers(self, self.controls))

@@ -1,11 +1,13 @@
 """Numeric kernels: arrays in, arrays out, no names of runs and no figures.
 
 scores     of losses: recovery, alignment, online loss, tokens; visits and turns of a schedule
+ages       losses by age, beside a control at equal age and time; scores from them
 inference  means without NaN, bootstraps, intervals, permutation tests
 maps       a number for every pair: cosines, CKA, Mantel's test, lags
 cycles     of trajectories: residuals, loops, rotations, stripes, components, staircases
 """
 
+from recovery_probe.stats.ages import *  # noqa: F403
 from recovery_probe.stats.cycles import *  # noqa: F403
 from recovery_probe.stats.inference import *  # noqa: F403
 from recovery_probe.stats.maps import *  # noqa: F403

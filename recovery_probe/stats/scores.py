@@ -156,35 +156,6 @@ def online_loss(train_loss: Floats, steps: int, schedule: Schedule) -> Floats:
     return first[visits(schedule, int(schedule.max()) + 1)].T
 
 
-def until_turn(losses: Floats, schedule: Schedule, documents: int) -> Floats:
-    """(documents, waits, lags): the loss of each document while it waits for its next turn.
-
-    `[d, n, k]` is document d's, k episodes before its (n+2)-th episode and after its (n+1)-th:
-    k = 0 right before, the last k of a wait right after. NaN beyond a wait's length. Any schedule
-    will do; the wait after a document's last episode has no end and is left out.
-    """
-    each = turns(schedule, documents)
-    spans = [np.diff(episodes) for episodes in each]
-    lags = max((int(span.max()) for span in spans if len(span)), default=0)
-    waiting = np.full((documents, max(map(len, spans), default=0), lags), np.nan)
-    for document, (episodes, span) in enumerate(zip(each, spans, strict=True)):
-        for n, (following, length) in enumerate(zip(episodes[1:], span, strict=True)):
-            rows = np.arange(following, following - length, -1)
-            waiting[document, n, :length] = losses[rows, document]
-    return waiting
-
-
-def fall(losses: Floats, schedule: Schedule, start: Ints, before: Ints) -> Floats:
-    """(epoch, document): how far each document's loss falls between two times, (epoch, document)
-    each, in episodes done; NaN where it is trained on in between."""
-    document = np.arange(start.shape[1])
-    falls = losses[start, document] - losses[before, document]
-    for epoch, d in np.ndindex(falls.shape):
-        if d in schedule[start[epoch, d] : before[epoch, d]]:
-            falls[epoch, d] = np.nan
-    return falls
-
-
 def token_waits(losses: NDArray[np.floating], schedule: Schedule) -> tuple[Floats, Floats, int]:
     """Of token losses (row, document, position): forgotten, at the document's top less right after
     an episode on it, and regained, at the top less right before the next; (document, wait,
@@ -208,13 +179,13 @@ def token_waits(losses: NDArray[np.floating], schedule: Schedule) -> tuple[Float
     return forgotten, regained, only_fell
 
 
-def between_waits(forgotten: Floats, regained: Floats) -> tuple[Floats, Floats, Floats]:
+def between_waits(forgotten: Floats, regained: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """Of (document, wait, position) nats, (document,) each: regained at the tenth of its tokens
-    that regained most in the other waits; at all of its tokens; and the mean correlation of
-    regained with the forgotten of the other waits. A wait's noise is on one side alone. 0, 0 and
-    NaN of documents without two waits."""
+    that regained most in the other waits; at all of its tokens; at as many, were all alike; and
+    the mean correlation of regained with the forgotten of the other waits. A wait's noise is on one
+    side alone. 0, 0, 0 and NaN of documents without two waits."""
     documents, waits, _ = regained.shape
-    tenth, whole = np.zeros(documents), np.zeros(documents)
+    tenth, whole, even = np.zeros((3, documents))
     r = np.full((documents, waits), np.nan)
     for document, n in np.ndindex(documents, waits):
         others = np.arange(waits) != n
@@ -228,9 +199,10 @@ def between_waits(forgotten: Floats, regained: Floats) -> tuple[Floats, Floats, 
         first = np.argsort(-most, kind="stable")[: max(1, round(len(here) / 10))]
         tenth[document] += here[first].sum()
         whole[document] += here.sum()
+        even[document] += here.sum() * len(first) / len(here)
         if here.std() > 0 and before.std() > 0:
             r[document, n] = np.corrcoef(before, here)[0, 1]
-    return tenth, whole, mean_of_counted(r)
+    return tenth, whole, even, mean_of_counted(r)
 
 
 def sums_by_word(values: Floats, word: Ints, words: int) -> Floats:

@@ -1,0 +1,98 @@
+"""Losses by age beside a control at equal age and equal time: gain on arrival, excess in
+mid-wait, and their sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import xarray as xr
+from annotated_types import Gt, Lt
+
+from recovery_probe import Analysis
+from recovery_probe.analyze import ages, estimate, picture, plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from recovery_probe import Run
+
+
+@dataclass(frozen=True)
+class AgeCurve(Analysis):
+    """a(s): the loss of a document at age s, s episodes after one on it, nats per token; s = T
+    comes right before the next one in a cycle. Of every wait of at least T episodes, the n-th of a
+    document under epoch n; shorter ones, about half of a shuffled run's, are left out. p: mid-wait,
+    `window` of T (attribute `middle`).
+
+    score (run, reading, epoch): the share of the loss forgotten since s = 1 that is gone at s = T.
+    `crossfitted`: each document read at the age at which the mean of the others has its top, sums
+    over documents before the ratio. `curve`: of the mean over documents, at its own top, which in
+    a cycle is the `curve` of `recovery`. `pooled`: each document at its own top, sums before the
+    ratio.
+
+    Of the documents that wait for at least T episodes in run and control (control, epoch):
+    gain, a_control(T) - a_run(T), on arrival; excess, a_run(p) - a_control(p), in mid-wait;
+    matched_fall, [a_run(p) - a_run(T)] - [a_control(p) - a_control(T)], their sum; forgotten,
+    a_run(p) - a_run(1); document_gain, … (control, epoch, document) of each. Long waits begin early
+    in a shuffled epoch, T/6 episodes before a cycle's: a_run is that of the control's time, on the
+    line through the document's two waits nearest to it, so that a straight drift leaves all three
+    at 0. share (part, control, epoch): in shares of what was forgotten; excess_of_fall (control,
+    epoch): excess / matched_fall. loss (run, epoch, age), run_loss and control_loss (control,
+    epoch, age): means over documents, the last two of those compared. counted (run, epoch) and
+    paired (control, epoch): how many documents these are of.
+
+    Raises `Missing` when no document has come back yet.
+    """
+
+    # mid-wait, where the loss is compared before it falls, as a share of the wait; fixed beforehand
+    window: Annotated[float, Gt(0), Lt(1)] = ages.WINDOW
+
+    name = "age_curve"
+    question = "Is a document better off when its turn comes than at equal age in the control?"
+    null = """A loss that depends on age and time alone, also one that falls steadily with training,
+    is the same at equal age and time: matched fall, gain and excess of 0, and a cross-fitted score
+    near 0 where forgetting does not reverse. The `curve` and `pooled` scores are raised by noise,
+    since a top is a maximum."""
+    blind_spot = """Gain, excess and score do not say what makes them. Plain least squares, with no
+    features to learn, has a score of .7 and an excess where its documents share a component, and
+    a gain alone, with a score of 0, where they share none: features that align (H1), a
+    state that comes back (H2), savings whatever the order (H3) and relief of extra
+    interference (H7) look alike but for the split into gain and excess. The control's documents
+    that wait shorter than T are left out. A loss that falls ever more slowly is compared on straight
+    lines between epochs: in the first two epochs they are too high. What is shared by all documents
+    of a run, a shock at one time, is in no interval over documents: take several seeds."""
+
+    def compute(self, *runs: Run) -> xr.Dataset:
+        return ages.numbers(*runs, window=self.window)
+
+    @plots.styled
+    def plot(self, dataset: xr.Dataset) -> Figure:
+        """Gain, excess and their sum by epoch; and the scores."""
+        fig, panels = plots.mosaic([["parts", "score"]])
+        left, right = panels["parts"], panels["score"]
+        for i, (name, (label, colour)) in enumerate(picture.PARTS.items()):
+            for c, control in enumerate(dataset.control.values):
+                x = dataset.epoch + 0.09 * (i - 1) + 0.03 * c
+                found = estimate.get(dataset, name, control=control)
+                said = label if not c else None
+                form = ("o-", "s--", "^:")[c % 3]
+                plots.points(left, x, found, form, color=colour, label=said)
+        if not dataset.sizes["control"]:
+            plots.note(left, "no control to compare with")
+        left.set(title="against the control at equal age and time", ylabel="nats/token")
+        for name, part, colour in plots.by_run(dataset):
+            for reading, form, fill in (("crossfitted", "o-", colour), ("curve", "s--", "white")):
+                score = estimate.get(part, "score", reading=reading)
+                label = f"{name}, {reading}"
+                plots.points(right, part.epoch, score, form, color=colour, mfc=fill, label=label)
+        right.set(title="recovery score", ylabel="share of forgotten loss")
+        for axes in (left, right):
+            plots.zero(axes)
+            axes.set(xlabel="epoch", xticks=dataset.epoch.values)
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend()
+        return fig
+
+    def verdict(self, dataset: xr.Dataset) -> str:
+        return ages.headline(dataset)

@@ -1,0 +1,262 @@
+"""Losses by age, of a run beside its controls at equal age and equal time: what the picture draws,
+what a report says first, and what the analysis `age_curve` is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from recovery_probe import stats
+from recovery_probe.analyze import estimate, groups
+from recovery_probe.analyze.across import across
+from recovery_probe.analyze.estimate import Estimate
+from recovery_probe.errors import Missing
+from recovery_probe.record.run import Run
+
+WINDOW = 2 / 3  # of a wait of T episodes: the age that is called mid-wait
+NATS, SHARE = {"units": "nats per token"}, {"units": "share of forgotten loss"}
+EACH, SUM = {"of_seeds": "each"}, {"of_seeds": "sum"}
+READINGS = ("crossfitted", "curve", "pooled")
+PARTS = ("matched_fall", "gain", "excess")
+
+
+def numbers(*runs: Run, window: float = WINDOW) -> xr.Dataset:
+    """What the analysis `age_curve` describes, of a run and its controls. Raises `Missing` when no
+    document of the run has come back yet after as many episodes as there are documents."""
+    T, names = runs[0].config.documents.count, groups.labels(runs)
+    middle = min(max(1, round(window * T)), max(1, T - 1))
+    curves, begins = _stacked(runs, T)
+    if not np.isfinite(begins[0]).any():
+        raise Missing(
+            f"{runs[0].path}: {runs[0].episodes_done} of {runs[0].schedule.size} episodes are "
+            f"done, and no document has come back yet after {T} episodes or more"
+        )
+    ours = np.stack([stats.at_times(curves[0], begins[0], when) for when in begins[1:]] or [[]])
+    ours = ours.reshape(len(runs) - 1, *curves.shape[1:])  # (control, epoch, document, age)
+    theirs = np.where(np.isfinite(ours), curves[1:], np.nan)
+    paired = np.isfinite(ours[..., 0])  # (control, epoch, document)
+    dataset = xr.Dataset(
+        {
+            "loss": (("run", "epoch", "age"), stats.mean_of_counted(curves, axis=2), NATS | EACH),
+            "counted": (("run", "epoch"), np.isfinite(begins).sum(axis=2), SUM),
+            "paired": (("control", "epoch"), paired.sum(axis=2), SUM),
+            "documents": ((), T, SUM),
+        },
+        coords={
+            "run": names,
+            "control": names[1:],
+            "reading": list(READINGS),
+            "part": list(PARTS),
+            "epoch": np.arange(1, curves.shape[1] + 1),
+            "age": np.arange(1, T + 1),
+            "document": np.arange(T),
+        },
+        attrs={
+            "unit": "documents",
+            "interval": "95% bootstrap over documents, studentised for means, percentile for "
+            "scores and shares",
+            "T": T,
+            "middle": middle,
+            **groups.compared(runs),
+        },
+    )
+    for name, side in (("run_loss", ours), ("control_loss", theirs)):
+        mean = stats.mean_of_counted(side, axis=2)
+        dataset[name] = (("control", "epoch", "age"), mean, NATS | EACH)
+    _put_scores(dataset, curves, runs)
+    _put_parts(dataset, ours, theirs, runs[0])
+    return dataset
+
+
+def _stacked(runs: Sequence[Run], T: int) -> tuple[stats.Floats, stats.Floats]:
+    """`stats.by_age` of each, (run, epoch, document, age) and (run, epoch, document): NaN of waits
+    that one has and another has not."""
+    found = [stats.by_age(run.losses.values[:, :T], run.schedule.values, T) for run in runs]
+    waits = max(len(begins) for _, begins in found)
+    curves = np.full((len(runs), waits, T, T), np.nan)
+    begins = np.full((len(runs), waits, T), np.nan)
+    for r, (own, since) in enumerate(found):
+        curves[r, : len(own)], begins[r, : len(own)] = own, since
+    return curves, begins
+
+
+def _put_scores(dataset: xr.Dataset, curves: stats.Floats, runs: Sequence[Run]) -> None:
+    """score (run, reading, epoch)."""
+    found = np.full((3, len(runs), len(READINGS), curves.shape[1]), np.nan)  # value and bounds
+    for r, run in enumerate(runs):
+        for n, each in enumerate(curves[r]):
+            whole = each[np.isfinite(each[:, 0])]  # (document, age)
+            if len(whole):
+                found[:, r, :, n] = np.stack(_scores(whole, run.rng("bootstrap")), axis=1)
+    estimate.put(dataset, "score", ("run", "reading", "epoch"), Estimate(*found), **SHARE)
+
+
+def _scores(curves: stats.Floats, rng: np.random.Generator) -> list[stats.Floats]:
+    """Value, low and high of each reading, of (document, age) losses."""
+
+    def of_means(means: stats.Floats) -> stats.Floats:
+        return stats.share_of(*stats.own_tops(means))
+
+    bounds = stats.bootstrap_interval(
+        lambda drawn: of_means(stats.resampled_means(curves, drawn)), len(curves), rng
+    )
+    return [
+        stats.ratio_of_sums(*stats.tops_of_others(curves), rng),
+        np.array([*of_means(curves.mean(axis=0)[None]), *bounds]),
+        stats.ratio_of_sums(*stats.own_tops(curves), rng),
+    ]
+
+
+def _put_parts(dataset: xr.Dataset, ours: stats.Floats, theirs: stats.Floats, run: Run) -> None:
+    """matched_fall, gain, excess and forgotten (control, epoch), and those of each document; share
+    (control, part, epoch) and excess_of_fall (control, epoch)."""
+    middle, dims = dataset.attrs["middle"], ("control", "epoch")
+    each = dict(zip(PARTS, stats.matched(ours, theirs, middle), strict=True))
+    forgotten = ours[..., middle - 1] - ours[..., 0]  # (control, epoch, document)
+    for name, values in {**each, "forgotten": forgotten}.items():
+        dataset[f"document_{name}"] = ((*dims, "document"), values, NATS)
+        mean = estimate.of_mean(np.moveaxis(values, -1, 0), run.rng("bootstrap"))
+        if name in PARTS:
+            mean = replace(mean, null=np.zeros(forgotten.shape[:2]))
+        estimate.put(dataset, name, dims, mean, mean_of=f"document_{name}", **NATS)
+
+    def ratio(part: stats.Floats, whole: stats.Floats) -> Estimate:
+        found = np.empty((3, *part.shape[:2]))
+        for place in np.ndindex(part.shape[:2]):
+            found[:, *place] = stats.ratio_of_sums(part[place], whole[place], run.rng("bootstrap"))
+        return Estimate(*found)
+
+    shares = estimate.stack([ratio(each[name], forgotten) for name in PARTS])
+    estimate.put(dataset, "share", ("part", *dims), shares, **SHARE)
+    of_fall = ratio(each["excess"], each["matched_fall"])
+    estimate.put(dataset, "excess_of_fall", dims, of_fall, units="share of the matched fall")
+
+
+def of_seeds(each: Sequence[Sequence[Run]]) -> xr.Dataset:
+    """`numbers` of each run, which comes first, with its controls; of several, which differ in
+    their seed, as `across` has them."""
+    parts = [numbers(*runs) for runs in each]
+    epochs = max((part.epoch.values for part in parts), key=len)
+    nothing = {"counted": 0, "paired": 0}
+    return across([part.reindex(epoch=epochs, fill_value=nothing) for part in parts])
+
+
+def last_epoch(dataset: xr.Dataset) -> int:
+    """The last epoch whose pairs with the first control are known, or, without any, whose curve
+    is."""
+    known = np.isfinite(estimate.get(dataset, "score").value[0]).any(axis=0)
+    if dataset.sizes["control"]:
+        paired = np.isfinite(estimate.get(dataset, "gain").value[0])
+        known = paired if paired.any() else known
+    return int(dataset.epoch.values[np.flatnonzero(known)[-1] if known.any() else -1])
+
+
+def headline(dataset: xr.Dataset) -> str:
+    """What a newcomer is told first: the score, then gain and excess, in sentences."""
+    epoch, T = last_epoch(dataset), dataset.attrs["T"]
+    run, *controls = (str(name) for name in dataset.run.values)
+    curve, cross = _scores_of(dataset, run, epoch)
+    text = (
+        f"Epoch {epoch}: {curve} of what was forgotten comes back before a document's turn "
+        f"(averaged curve; cross-fitted, which noise does not raise: {cross})"
+    )
+    for control in controls:
+        curve, cross = _scores_of(dataset, control, epoch)
+        text += f"; in {control}, at equal age, {curve} ({cross})"
+    text += "."
+    for control in controls:
+        fall, gain, excess = (
+            estimate.get(dataset, name, control=control, epoch=epoch) for name in PARTS
+        )
+        paired = int(dataset.paired.sel(control=control, epoch=epoch))
+        if np.isnan(gain.value):
+            text += f" {_unpaired(control, T)}"
+            continue
+        text += (
+            f" On arrival a document is {_than(gain, 'better', 'worse')} off than in {control} at "
+            f"equal age and time (gain {gain}{_doubt(gain)}); in mid-wait, at age {dataset.attrs['middle']}, it "
+            f"is {_than(excess, 'worse', 'better')} (excess {excess}{_doubt(excess)}). In between its loss falls "
+            f"by {fall} nats more than there, both together: {_said(fall, gain, excess)}. "
+            f"{paired} of {int(dataset.documents)} documents are compared: the others wait for "
+            f"fewer than {T} episodes in {control}."
+        )
+    return f"{text} {_brackets(dataset)}"
+
+
+def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
+    """Label, value and explanation of the score, the gain and the excess, beside the first
+    control."""
+    epoch, T = last_epoch(dataset), dataset.attrs["T"]
+    run, *controls = (str(name) for name in dataset.run.values)
+    curve, cross = _scores_of(dataset, run, epoch)
+    value = str(curve)
+    if controls:
+        value += f"; {controls[0]} at equal age {_scores_of(dataset, controls[0], epoch)[0]}"
+    found = [
+        (
+            "Recovery",
+            value,
+            f"Share of what documents forgot that has come back right before their turn, epoch "
+            f"{epoch}, averaged curve; cross-fitted, which noise does not raise: {cross}.",
+        )
+    ]
+    if not controls:
+        why = "not defined: no control; train one with --control shuffled"
+        return [*found, ("Gain on arrival", why, ""), ("Excess in mid-wait", why, "")]
+    for name, label, said in (
+        ("gain", "Gain on arrival", f"{T} episodes after its own, when its turn comes, a document "
+         "is so much better off than in {}"),
+        ("excess", "Excess in mid-wait", f"{dataset.attrs['middle']} episodes after its own a "
+         "document is so much worse off than in {}"),
+    ):
+        found_here = estimate.get(dataset, name, control=controls[0], epoch=epoch)
+        text = said.format(controls[0]) + f" at equal age and time. {_brackets(dataset)}"
+        value = _unpaired(controls[0], T) if np.isnan(found_here.value) else f"{found_here} nats"
+        found.append((label, value, text))
+    return found
+
+
+def _scores_of(dataset: xr.Dataset, run: str, epoch: int) -> list[Estimate]:
+    return [
+        estimate.get(dataset, "score", run=run, reading=reading, epoch=epoch)
+        for reading in ("curve", "crossfitted")
+    ]
+
+
+def _than(nats: Estimate, more: str, less: str) -> str:
+    return f"{abs(nats.value):.2f} nats per token {more if nats.value >= 0 else less}"
+
+
+def _doubt(nats: Estimate) -> str:
+    return nats.against_zero("", "", ", not told from 0") if nats.of_seeds else ""
+
+
+def _said(fall: Estimate, gain: Estimate, excess: Estimate) -> str:
+    """How much of the bump, the matched fall, is forgetting that the fixed order itself caused."""
+    if fall.of_seeds and not (fall.low is not None and fall.low > 0):
+        return "no bump that several seeds tell from 0"
+    if fall.value < stats.MIN_FORGETTING:
+        return "there is no bump"
+    cause = "of this bump is forgetting that the fixed order itself caused"
+    if excess.value <= 0:
+        return f"none {cause}"
+    if gain.value <= 0:
+        return f"all {cause}"
+    return f"{excess.value / fall.value:.0%} {cause}"
+
+
+def _unpaired(control: str, T: int) -> str:
+    return (
+        f"Gain and excess against {control} are not defined: no document has both two whole waits "
+        f"here and, near them, one of {T} episodes or more there."
+    )
+
+
+def _brackets(dataset: xr.Dataset) -> str:
+    unit = dataset.attrs["unit"]
+    if unit.endswith("seeds"):
+        return f"Brackets: 95% over {unit}."
+    return "Brackets: the spread over documents of one run; another seed may differ by more."

@@ -1,0 +1,93 @@
+"""Losses by age: episodes since a document's last visit, 1 right after it. `losses` and `schedule`
+as in `scores`. A case is a wait that lasts as many episodes as there are documents, or more."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from recovery_probe.stats.inference import Floats, bootstrap_interval
+from recovery_probe.stats.scores import MIN_FORGETTING, Schedule, turns
+
+
+def by_age(losses: Floats, schedule: Schedule, documents: int) -> tuple[Floats, Floats]:
+    """Of T documents' n-th waits: (waits, T, T) losses at the ages 1 … T, and (waits, T), the
+    episode on the document that came before. NaN of what is no case: a wait that is shorter, that
+    does not end, or whose end is not reached. In a cycle every wait is a case, and age T is right
+    before the next episode on the document."""
+    each = turns(schedule, documents)
+    waits = max(0, max(map(len, each)) - 1)
+    curves = np.full((waits, documents, documents), np.nan)
+    begins = np.full((waits, documents), np.nan)
+    for document, episodes in enumerate(each):
+        for n, (this, following) in enumerate(itertools.pairwise(episodes)):
+            ages = losses[this + 1 : this + documents + 1, document]
+            if following - this >= documents == len(ages) and np.isfinite(ages).all():
+                curves[n, document], begins[n, document] = ages, this
+    return curves, begins
+
+
+def at_times(curves: Floats, begins: Floats, when: Floats) -> Floats:
+    """(waits, T, ages): a run's curves by age as they would be had the waits begun at other
+    episodes, `when` (waits, T): on the straight line through the document's two cases nearest in
+    time. NaN without two, and more than T episodes before the first or after the last.
+
+    Waits of T episodes or more begin early in a shuffled epoch, T/6 episodes before those of a
+    cycle: a loss that falls with training would be called a gain of the cycle.
+    """
+    documents = begins.shape[1]
+    moved = np.full((*when.shape, curves.shape[-1]), np.nan)
+    for n, document in zip(*np.nonzero(np.isfinite(when)), strict=True):
+        cases, time = np.flatnonzero(np.isfinite(begins[:, document])), when[n, document]
+        known, own = begins[cases, document], curves[cases, document]
+        if len(cases) < 2 or not known[0] - documents < time < known[-1] + documents:
+            continue
+        i = np.clip(np.searchsorted(known, time), 1, len(cases) - 1)
+        share = (time - known[i - 1]) / (known[i] - known[i - 1])
+        moved[n, document] = own[i - 1] + share * (own[i] - own[i - 1])
+    return moved
+
+
+def matched(run: Floats, control: Floats, middle: int) -> tuple[Floats, Floats, Floats]:
+    """Of two (…, ages) losses of the same documents: the matched fall, (run's fall from age
+    `middle` to the last) - (control's); the gain on arrival, control - run at the last age; the
+    excess in mid-wait, run - control at `middle`. The first is the sum of the others."""
+    gain = control[..., -1] - run[..., -1]
+    excess = run[..., middle - 1] - control[..., middle - 1]
+    fall = run[..., middle - 1] - run[..., -1]
+    return fall - (control[..., middle - 1] - control[..., -1]), gain, excess
+
+
+def own_tops(curves: Floats) -> tuple[Floats, Floats]:
+    """(n,) each, of (n, ages) curves, of documents or means of them: the fall from the top to the
+    last age, and the rise to it from the first."""
+    top = curves.max(axis=1)
+    return top - curves[:, -1], top - curves[:, 0]
+
+
+def tops_of_others(curves: Floats) -> tuple[Floats, Floats]:
+    """The same from the age at which the mean of the other documents has its top: a document's own
+    noise does not choose where it is read."""
+    others = curves.sum(axis=0) - curves
+    top = np.take_along_axis(curves, others.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return top - curves[:, -1], top - curves[:, 0]
+
+
+def share_of(part: Floats, whole: Floats) -> Floats:
+    """`part` / `whole`; NaN where the whole is less than `MIN_FORGETTING` nats."""
+    with np.errstate(invalid="ignore"):
+        return part / np.where(whole >= MIN_FORGETTING, whole, np.nan)
+
+
+def ratio_of_sums(part: Floats, whole: Floats, rng: np.random.Generator) -> Floats:
+    """Value, low and high of the ratio of two sums over documents, (documents,) each, a percentile
+    bootstrap over those that have both."""
+    counted = np.isfinite(part) & np.isfinite(whole)
+    part, whole = part[counted], whole[counted]
+    if not len(part):
+        return np.full(3, np.nan)
+    bounds = bootstrap_interval(
+        lambda drawn: share_of(part[drawn].mean(axis=1), whole[drawn].mean(axis=1)), len(part), rng
+    )
+    return np.array([share_of(part.mean(), whole.mean()), *bounds])
