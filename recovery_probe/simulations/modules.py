@@ -29,8 +29,9 @@ def _by_episode(
 ) -> Recorded:
     norm = np.linalg.norm(values, axis=-1)
     exact = f"exact coordinates of the {what}, in an orthonormal basis"
-    sketched = Array(STEP, ("module", "sketch"), values.shape[1:], exact, units, covers=covers)
-    norms = Array(STEP, ("module",), norm.shape[1:], f"norm of the {what}", units, covers=covers)
+    dims, short = ("module", "sketch"), f"exact norm of the {what}"
+    sketched = Array(STEP, dims, values.shape[1:], exact, units, "float64", covers)
+    norms = Array(STEP, dims[:1], norm.shape[1:], short, units, "float64", covers)
     return Recorded(
         {"sketched": (sketched, values), "norm": (norms, norm)},
         module_coords(MODULES),
