@@ -3,7 +3,7 @@
     preset(name)       settings by name          Settings      everything that decides a run
     fit(settings, out) train, and write a run    Run           a run directory, opened
     open_run(path)     open one                  Training      what is trained, and how far it is
-                                                 across        several seeds, as one
+    simulate(name, out) plant a truth, the same  across        several seeds, as one
 
 `recovery_probe.analyze.analyze(run)` puts questions to it.
 
@@ -12,6 +12,7 @@ Plug-ins are classes: their fields are their settings.
     Recorder      watches training, writes arrays      Analysis   a question put to a run
     Intervention  changes training                     Schedule   which document when
     Source        documents                            Optimizer  how a gradient becomes an update
+    Simulation    a process whose truth is known
 
 Importing this takes no time, and opening runs imports no torch.
 """
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from recovery_probe.recorders.points import Points
     from recovery_probe.schedules import Schedule
     from recovery_probe.settings import Settings
+    from recovery_probe.simulations import Simulation
+    from recovery_probe.simulations.writing import simulate
     from recovery_probe.testing import check_recorder
     from recovery_probe.train.fitting import fit
     from recovery_probe.train.plan import Point
@@ -72,6 +75,7 @@ _HOME = {
     "Run": "record.run",
     "Schedule": "schedules",
     "Settings": "settings",
+    "Simulation": "simulations",
     "Source": "documents.source",
     "Step": "moments",
     "Text": "documents.source",
@@ -83,6 +87,7 @@ _HOME = {
     "fit": "train.fitting",
     "open_run": "record.run",
     "preset": "config",
+    "simulate": "simulations.writing",
 }
 
 __all__ = [
@@ -113,6 +118,7 @@ __all__ = [
     "Run",
     "Schedule",
     "Settings",
+    "Simulation",
     "Source",
     "Step",
     "Text",
@@ -124,6 +130,7 @@ __all__ = [
     "fit",
     "open_run",
     "preset",
+    "simulate",
 ]
 
 

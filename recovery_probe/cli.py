@@ -1,4 +1,4 @@
-"""The command line: `recovery-probe train …`, `recovery-probe analyze …`, and the same as modules.
+"""The command line: `recovery-probe train …`, `analyze …`, `simulate …`, and the same as modules.
 
 A mistake of the user's is one line on standard error and exit code 2, never a traceback.
 """
@@ -90,6 +90,24 @@ class Analyze:
     format: tuple[Literal["html", "md"], ...] = ("html",)
     # list the installed analyses and stop
     list: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """Draw a process in which the truth is known, and write it as a run and its control.
+
+    Nothing is trained: what every analysis finds on it shows what that analysis can tell.
+    Settings are flags of their own names:
+
+      python -m recovery_probe.simulate linear_documents --out runs/linear --share 0.5
+    """
+
+    # the simulation: an installed name, or file.py:CLASS
+    simulation: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    # the directory to write; runs/NAME when not given
+    out: Path | None = None
+    # replace runs that are there already, and all that lies in their folders
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
 def train(argv: Sequence[str]) -> None:
@@ -222,14 +240,47 @@ def _list() -> None:
         print(f"{name:<{max(map(len, names)) + 2}}{question}")
 
 
+def simulate(argv: Sequence[str]) -> None:
+    """`python -m recovery_probe.simulate [NAME] [--out DIR] [--SETTING VALUE …]`"""
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        print("simulations (python -m recovery_probe.simulate NAME --out DIR; NAME --help for more):")
+        for name in plugins.installed("simulations"):
+            print(f"  {name:<20}{_first_sentence('simulations', name)}")
+        return
+    if argv[0].startswith("-"):
+        known = ", ".join(plugins.installed("simulations"))
+        raise InputError(f"simulate needs a simulation ({known}) as its first word")
+    kind = plugins.find("simulations", argv[0])
+    command, values = flags.parse(Simulate, flags.of_one(kind), argv, prog=f"simulate {kind.name}")
+
+    from recovery_probe.simulations.writing import simulate as simulate_run
+
+    out = command.out or Path("runs") / kind.name
+    run = simulate_run(kind, out, overwrite=command.overwrite, **values)
+    print(f"{kind.name}: {run.path}, and its control {run.controls[0].path}")
+
+
+def _first_sentence(group: str, name: str) -> str:
+    """Of what a plug-in says of itself; why it cannot be loaded, where it cannot."""
+    try:
+        about = " ".join((plugins.find(group, name).__doc__ or "").split())
+    except InputError as error:
+        return str(error)
+    return about.partition(". ")[0].rstrip(".") + "."
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one sub-command and exit."""
-    commands: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "analyze": analyze}
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "train": train,
+        "analyze": analyze,
+        "simulate": simulate,
+    }
     words = list(sys.argv[1:] if argv is None else argv)
     with _stoppable() as stopped:
         try:
             if words[:1] in ([], ["-h"], ["--help"]):
-                print("usage: recovery-probe {train,analyze} …   (--help after either tells more)")
+                print(f"usage: recovery-probe {{{','.join(commands)}}} …   (--help after each tells more)")
             elif words[0] in commands:
                 commands[words[0]](words[1:])
             else:

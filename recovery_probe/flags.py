@@ -51,6 +51,11 @@ def of_plugin(kind: type, key: str, values: Mapping[str, Any]) -> list[tuple[str
     return [_table(key, [kind], values, " ".join(about.split()))] if _own(kind) else []
 
 
+def of_one(kind: type) -> type:
+    """A dataclass with a field for each setting of a plug-in that is all there is to set."""
+    return _table(kind.__name__, [kind], {}, "settings")[1]
+
+
 def _table(
     name: str, kinds: Sequence[type], values: Mapping[str, Any], about: str
 ) -> tuple[str, Any, Any]:

@@ -119,7 +119,6 @@ def lay_out(path: Path, settings: Settings, documents: Documents, timeline: Time
             "schedule": settings.schedule.kind,
         }
     )
-    store.consolidate(path)
 
 
 def _dims(name: str, values: NDArray[Any], documents: Documents) -> list[str]:

@@ -25,8 +25,8 @@ KEEP_EMPTY: Any = {"write_empty_chunks": True}
 
 
 def write_zarr(dataset: xr.Dataset, path: Path, group: str | None = None) -> None:
-    """A new Zarr store, or a new group in one. Strings get variable length, which Zarr 3
-    specifies; fixed length it does not."""
+    """A new Zarr store, or a new group in one, which is consolidated when all are there. Strings
+    get variable length, which Zarr 3 specifies; fixed length it does not."""
     encoding: dict[Any, Any] = {n: {"compressors": COMPRESSORS} for n in dataset.variables}
     for name, variable in dataset.variables.items():
         if variable.dtype.kind in "UO":
@@ -40,7 +40,8 @@ def write_zarr(dataset: xr.Dataset, path: Path, group: str | None = None) -> Non
         encoding=encoding,
         write_empty_chunks=True,
     )
-    consolidate(path)
+    if group is None:
+        consolidate(path)
 
 
 def consolidate(path: Path) -> None:

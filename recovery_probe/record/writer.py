@@ -152,6 +152,7 @@ class Writer:
         Raises `InputError` where `check_vacant` does, and while somebody writes there.
         """
         check_vacant(self.path, overwrite)
+        store.consolidate(self.record)
         if is_run(self.path):
             who = holder(self.path)
             if (self.path / "lock").exists():
@@ -208,7 +209,6 @@ class Writer:
                 (array.time, *array.dims),
                 about(array.description, array.units) | {"covers": array.covers},
             )
-        store.consolidate(self.record)
 
     def write(self, group: str, name: str, start: int, rows: NDArray[Any]) -> None:
         """Rows of a recorder's array, from row `start`; they count once `commit` is called."""

@@ -1,0 +1,131 @@
+"""Linear equations fitted by plain descent, one document of them after the other: exact, without
+any vector of the weights' size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from einops import einsum, rearrange
+
+from recovery_probe.record.layout import EPISODE, STEP, Array, module_coords
+from recovery_probe.simulations import Drawn, Order, Recorded
+from recovery_probe.simulations import modules as halves
+from recovery_probe.stats import Floats
+
+
+@dataclass
+class LeastSquares:
+    """Documents of q equations X_k w = y_k each, in d weights. The loss of a document is the mean
+    over its equations of half the squared error; its gradient is Xₖᵀ(X_k w - y_k) / q.
+
+    A step on k changes the errors of all documents by -lr/q · (X Xₖᵀ) e_k, so that the products of
+    the equations are all that training needs to know.
+    """
+
+    X: Floats  # (T + H, q, d): the coefficients
+    y: Floats  # (T + H, q)
+    start: Floats  # (d,): the weights before training
+    trained: int  # T
+    lr: float
+    steps: int  # M
+
+    def __post_init__(self) -> None:
+        self.q = self.X.shape[1]
+        half = self.X.shape[2] // 2
+        parts = [
+            rearrange(X, "document equation d -> (document equation) d")
+            for X in (self.X[..., :half], self.X[..., half:])
+        ]
+        documents = len(self.X)
+        # (module, document, equation, other document, its equation)
+        self.products = np.stack(
+            [(X @ X.T).reshape(documents, self.q, documents, self.q) for X in parts]
+        )
+        self.together = self.products.sum(axis=0)
+        # (document, equation, module, coordinate): of what is trained on, in an orthonormal basis
+        # of what that spans in each half.
+        bases = [np.linalg.qr(X[: self.trained * self.q].T, mode="r").T for X in parts]
+        size = max(basis.shape[1] for basis in bases)
+        padded = [np.pad(basis, ((0, 0), (0, size - basis.shape[1]))) for basis in bases]
+        self.coordinates = np.stack(padded, axis=1).reshape(self.trained, self.q, 2, size)
+
+    def descend(self, order: Order) -> Drawn:
+        """M steps on each document of an order. Where it diverges, losses are not finite."""
+        error = self.X @ self.start - self.y  # (document, equation)
+        errors, train = [error], np.empty((len(order), self.steps, self.q))
+        summed = np.empty((len(order), self.q))  # over the steps of an episode: it moves by these
+        with np.errstate(over="ignore", invalid="ignore"):
+            for episode, k in enumerate(order):
+                own, towards = error[k], self.together[k, :, k] * (self.lr / self.q)
+                for m in range(self.steps):
+                    train[episode, m] = own
+                    own = own - towards @ own
+                summed[episode] = train[episode].sum(axis=0)
+                moved = self.together[:, :, k] @ summed[episode]
+                error = error - self.lr / self.q * moved
+                errors.append(error)
+            each = np.stack(errors)  # (row, document, equation)
+            token_losses, first = each**2 / 2, train[:, 0]
+            return Drawn(
+                order,
+                token_losses.mean(axis=2),
+                (train**2 / 2).mean(axis=2).ravel(),
+                {
+                    "weight_deltas": halves.of_updates(-self.lr * self._gradients(order, summed)),
+                    "gradients": halves.of_gradients(self._gradients(order, first)),
+                    "document_gradients": self._inner(each[:: self.trained]),
+                    "token_losses": _token_losses(token_losses),
+                    "residual_stream": _outputs(each[:, 0] + self.y[0], first + self.y[order]),
+                },
+            )
+
+    def _gradients(self, order: Order, errors: Floats) -> Floats:
+        """(episode, module, coordinate): of (episode, equation) errors of the documents trained
+        on."""
+        coordinates = rearrange(
+            self.coordinates, "document equation module c -> document equation (module c)"
+        )
+        rows = [e @ coordinates[k] / self.q for k, e in zip(order, errors, strict=True)]
+        return np.stack(rows).reshape(len(order), 2, -1)
+
+    def _inner(self, errors: Floats) -> Recorded:
+        """`document_gradients` of (row, document, equation) errors."""
+        count = errors.shape[1]
+        inner = np.empty((len(errors), 2, count, count))
+        for row, e in enumerate(errors):
+            left = einsum(self.products, e, "m i a j b, i a -> m i j b")
+            inner[row] = einsum(left, e, "m i j b, j b -> m i j") / self.q**2
+        about = "inner product of two documents' gradients; held-out documents come last"
+        dims = ("module", "document", "other")
+        array = Array(EPISODE, dims, inner.shape[1:], about, "nats²", "float64")
+        coords = module_coords(halves.MODULES)
+        return Recorded({"inner": (array, inner)}, coords, {"every": "epoch"})
+
+
+def _token_losses(losses: Floats) -> Recorded:
+    """Each equation is a token, of a name of its own. (row, document, equation)"""
+    _, documents, q = losses.shape
+    names = [[f"{document}.{equation}" for equation in range(q)] for document in range(documents)]
+    about = "half the squared error of each equation"
+    array = Array(EPISODE, ("document", "position"), (documents, q), about, "nats")
+    return Recorded(
+        {"loss": (array, losses)}, {"token": (("document", "position"), np.array(names))}
+    )
+
+
+def _outputs(focal: Floats, trained: Floats) -> Recorded:
+    """What the equations come to, as if it were the residual stream after a last layer of one
+    number at each position. `focal` (row, equation): of document 0; `trained` (episode, equation):
+    of each episode's, before its first step."""
+    about = "mean over its equations of what the document trained on gives"
+    residual = Array(STEP, ("layer", "width"), (1, 1), about)
+    final = Array(EPISODE, ("position", "width"), (focal.shape[1], 1), "what document 0 gives")
+    return Recorded(
+        {
+            "residual": (residual, trained.mean(axis=1)[:, None, None]),
+            "final": (final, focal[..., None]),
+        },
+        {"hook_point": ("layer", ["outputs"])},
+        {"every": "episode"},
+    )
