@@ -194,6 +194,13 @@ def put(
     dataset[name].attrs["ancillary_variables"] = names
 
 
+def add(dataset: xr.Dataset, name: str, part: str, values: Any) -> None:
+    """Add a part to an estimate that is there, of its shape."""
+    dataset[f"{name}_{part}"] = (dataset[name].dims, values, {"part": part})
+    attrs = dataset[name].attrs
+    attrs["ancillary_variables"] = f"{attrs.get('ancillary_variables', '')} {name}_{part}".strip()
+
+
 def get(dataset: xr.Dataset, name: str, **places: Any) -> Estimate:
     """An estimate of a dataset, at the labels `places`; a variable without parts is one too."""
 

@@ -17,7 +17,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from recovery_probe import plugins
-from recovery_probe.analyze import multiplicity, plots, report
+from recovery_probe.analyze import baseline, multiplicity, plots, primary, report, twins
 from recovery_probe.analyze.across import across
 from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.groups import match
@@ -30,7 +30,8 @@ LONG = 10  # seconds of an analysis, after which a plain line says that it is do
 # These come first, in the summary and in the report; the others by name.
 FIRST = ("age_curve", "recovery", "loss_curves", "online_loss")
 # What summary.json holds beside the analyses, whose names these cannot be.
-RESERVED = ("runs", "controls", "analyses", "not_done")
+KEPT = ("primary", "near_twin", "least_squares")
+RESERVED = ("runs", "controls", "analyses", "not_done", *KEPT)
 
 
 def analyze(
@@ -98,6 +99,9 @@ def analyze(
         if seconds > LONG and not sys.stderr.isatty():
             print(f"analysed {analysis.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
     multiplicity.correct(datasets)
+    kept = {name: old[name] for name in KEPT if name in old}
+    if runs:
+        kept |= _beside(groups, datasets, folder, kept)
     for analysis, dataset in tqdm(datasets.items(), "drawing", leave=False, disable=None):
         with _failures(analysis.name, not_done, bool(analyses)):
             summaries[analysis.name], about[analysis.name] = _write(analysis, dataset, folder)
@@ -107,6 +111,7 @@ def analyze(
         "controls": [str(c.path) for _, own in groups for c in own],
         **{name: summaries[name] for name in sorted(about, key=_order)},
         "analyses": {name: about[name] for name in sorted(about, key=_order)},
+        **kept,
         "not_done": not_done,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,6 +137,28 @@ def _of_seeds(analysis: Analysis, groups: Sequence[tuple[Run, list[Run]]]) -> xr
         raise lacking[0][1]
     reasons = [f"{run.path}: {str(why).removeprefix(f'{run.path}: ')}" for run, why in lacking]
     return across(found, reasons)
+
+
+def _beside(
+    groups: Sequence[tuple[Run, list[Run]]],
+    datasets: dict[Analysis, xr.Dataset],
+    folder: Path,
+    kept: dict[str, Any],
+) -> dict[str, Any]:
+    """What a report says beside the analyses: what was declared, what rounding alone does, and what
+    plain least squares does. Of what was not analysed this time nothing."""
+    runs: list[Run] = [run for run, _ in groups]
+    told: dict[str, Any] = {}
+    twins.put(datasets, groups)
+    if by_age := [d for a, d in datasets.items() if a.name == primary.ANALYSIS]:
+        told["primary"] = primary.primary(runs, by_age[0])
+    if any(run.twins for run in runs):
+        told["near_twin"] = twins.near(datasets)
+    if "simulated" not in runs[0].provenance:
+        folder.mkdir(parents=True, exist_ok=True)
+        before = kept.get("least_squares", {}).get("rows", [])
+        told["least_squares"] = baseline.least_squares(runs[0], datasets, folder, before)
+    return told
 
 
 def instance(analysis: str | type[Analysis] | Analysis) -> Analysis:

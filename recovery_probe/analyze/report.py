@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from recovery_probe import config
-from recovery_probe.analyze import estimate, picture, plots
+from recovery_probe.analyze import ages, calibration, estimate, picture, plots
 from recovery_probe.errors import Missing
 from recovery_probe.record.run import Run
 
@@ -81,13 +81,19 @@ def _render(
     figure: Callable[[str], str],
 ) -> str:
     runs = [run for run, _ in groups]
-    drawn, reading = _picture(groups, folder) if runs else (False, "")
+    dataset, why = _picture(groups, folder) if runs else (None, "")
     return _template(template).render(
         title=_title(runs) if runs else ", ".join(map(_words, summary["analyses"])),
-        picture=figure("picture") if drawn else None,
-        reading=reading,
+        picture=None if dataset is None else figure("picture"),
+        reading=why if dataset is None else picture.reading(dataset),
+        numbers=[] if dataset is None else ages.three_numbers(dataset),
+        primary=summary.get("primary"),
+        near_twin=summary.get("near_twin", []),
+        least_squares=_with_figure(summary.get("least_squares"), "least_squares", figure),
+        calibration=_with_figure(_calibration(groups, folder), "calibration", figure),
         runs=runs,
         controls=[c for _, own in groups for c in own],
+        twins=[twin for run in runs for twin in run.twins],
         summary=runs[0].summary() if runs else {},
         analyses=[{**a, "figure": figure(name)} for name, a in summary["analyses"].items()],
         not_done=summary["not_done"],
@@ -96,16 +102,31 @@ def _render(
     )
 
 
-def _picture(groups: Groups, folder: Path) -> tuple[bool, str]:
-    """Draw it as `folder/picture`; whether it could be, and how to read it or why it is not."""
+def _picture(groups: Groups, folder: Path) -> tuple[xr.Dataset | None, str]:
+    """Draw it as `folder/picture`; its numbers, or why there are none."""
     try:
         dataset = picture.of_seeds(groups)
     except Missing as missing:
-        return False, str(missing)
+        return None, str(missing)
     folder.mkdir(parents=True, exist_ok=True)
     plots.write(picture.draw(dataset), folder / "picture")
-    seeds = f" The mean of {len(groups)} seeds; faint: each." if len(groups) > 1 else ""
-    return True, picture.reading(dataset) + seeds
+    return dataset, ""
+
+
+def _with_figure(
+    part: dict[str, Any] | None, name: str, figure: Callable[[str], str]
+) -> dict[str, Any] | None:
+    """A part of the page, with its figure where it has one."""
+    return part and {**part, "figure": figure(name) if part.get("drawn") else None}
+
+
+def _calibration(groups: Groups, folder: Path) -> dict[str, Any] | None:
+    """The stored calibration, drawn as `folder/calibration`; nothing beside no run."""
+    if not groups:
+        return None
+    table = calibration.stored()
+    plots.write(calibration.draw(table), folder / "calibration")
+    return calibration.told(table, groups[0][0])
 
 
 def _title(runs: Sequence[Run]) -> str:

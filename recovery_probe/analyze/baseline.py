@@ -1,0 +1,66 @@
+"""The same analyses on plain least squares of a run's own shape: what needs no network at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from recovery_probe.analyze import picture, plots
+from recovery_probe.analyze.analysis import Analysis
+from recovery_probe.analyze.estimate import Estimate
+from recovery_probe.analyze.salient import salient
+from recovery_probe.errors import InputError, Missing
+from recovery_probe.record.run import Run
+from recovery_probe.simulations.linear_documents import LinearDocuments
+from recovery_probe.simulations.writing import simulate
+
+NONE = Estimate(float("nan"))
+
+
+def least_squares(
+    run: Run, found: Mapping[Analysis, xr.Dataset], folder: Path, before: Sequence[list[str]] = ()
+) -> dict[str, Any]:
+    """What the analyses find of a run (`found`) beside what they find of least squares: a table of
+    the `salient` estimates, below the rows from `before` of other analyses, and the picture of the
+    latter as `folder/least_squares`. Nothing for a shape that is too large to simulate."""
+    c = run.config
+    simulation = LinearDocuments(c.documents.count, c.documents.held_out, c.epochs, c.steps)
+    shape = {"documents": c.documents.count, "held_out": c.documents.held_out}
+    shape |= {"epochs": c.epochs, "steps": c.steps}
+    command = " ".join(f"--{name} {value}" for name, value in shape.items())
+    rows = [row for row in before if row[0] not in {analysis.name for analysis in found}]
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            other = simulate(simulation, Path(scratch) / "run")
+        except InputError:
+            return {}
+        for analysis, dataset in found.items():
+            try:
+                theirs = analysis(other, *other.controls)
+            except Missing:
+                continue
+            rows += _rows(analysis, dataset, theirs)
+        drawn = picture.numbers(other, other.controls)
+        plots.write(picture.draw(drawn), folder / "least_squares")
+    return {
+        "command": f"python -m recovery_probe.simulate linear_documents {command} --out DIR",
+        "reading": picture.reading(drawn),
+        "drawn": True,
+        "columns": ["analysis", "estimate", "here", "its control", "least squares", "its control"],
+        "rows": rows,
+        "count": len(rows),
+    }
+
+
+def _rows(analysis: Analysis, ours: xr.Dataset, theirs: xr.Dataset) -> list[list[str]]:
+    """A row for each estimate that both have."""
+    sides = [salient(dataset, side) for dataset in (ours, theirs) for side in (0, 1)]
+    return [
+        [analysis.name, name, *(side.get(name, NONE).cell for side in sides)]
+        for name in sides[0]
+        if name in sides[2]
+    ]
