@@ -33,10 +33,10 @@ def across(datasets: Sequence[xr.Dataset], left_out: Sequence[str] = ()) -> xr.D
     `_low90` and `_high90` one of 90%, as `_n` how many seeds have a value, as `_detectable` the
     mean that so many would find in 80% of cases, and each seed's value as `_each` (seed, …). Where
     an estimate has a p-value or the mean of a null, `_p` is that of a t test over seeds of value
-    minus null: two-sided, unless its attribute `alternative` says otherwise; `_p_adjusted` is it
-    corrected, by Holm's method, for the other places of the estimate in the same run. Where its
-    attribute `mean_of` names values by document, the variances of seeds and documents stand
-    beside it.
+    minus null (0 where none is given): two-sided, unless its attribute `alternative` says
+    otherwise; `_p_adjusted` is it corrected, by Holm's method, for the other places of the estimate
+    in the same run. Where its attribute `mean_of` names values by document, the variances of seeds
+    and documents stand beside it.
 
     Other numbers are averaged; what is not a real number is kept by seed where it differs. An
     attribute `of_seeds` says otherwise: `sum` of counts, `each` of what is kept by seed in any
@@ -49,6 +49,7 @@ def across(datasets: Sequence[xr.Dataset], left_out: Sequence[str] = ()) -> xr.D
     if len(datasets) == 1 and not left_out:
         return datasets[0]
     named = [_name(dataset, seed) for seed, dataset in enumerate(datasets)]
+    unfinished = [text for d in datasets for text in d.attrs.get("unfinished", [])]
     datasets, named, short = _as_far(datasets, named)
     first = datasets[0]
     for dataset in datasets[1:]:
@@ -76,7 +77,6 @@ def across(datasets: Sequence[xr.Dataset], left_out: Sequence[str] = ()) -> xr.D
                 out[name] = (dims, values[0], attrs)
             case _:
                 out[name] = (("seed", *dims), values, attrs)
-    unfinished = [text for d in datasets for text in d.attrs.get("unfinished", [])]
     count = len(datasets)
     out.attrs = first.attrs | {
         "unit": f"{count} seeds",
@@ -90,7 +90,7 @@ def across(datasets: Sequence[xr.Dataset], left_out: Sequence[str] = ()) -> xr.D
     if not _crossed(datasets):
         out.attrs.pop("documents_digest", None)
     if any(estimate.get(out, name).p is not None for name in estimates):
-        out.attrs["p"] = f"t test over {count} seeds of value minus null; corrected: Holm's method"
+        out.attrs["p"] = f"t test over {count} seeds of value minus null"
     return out
 
 

@@ -114,11 +114,11 @@ class Estimate:
         if self.low is None or np.isnan(self.low):
             return "nothing can be said without an interval"
         differs = more if self.low > 0 else less if self.high < 0 else ""
-        within = f"equal within ±{bound:g}{units and ' '}{units}"
+        most = f"{bound:g}{units and ' '}{units}"
         if -bound < self.low90 and self.high90 < bound:
-            return f"{differs}, yet {within}" if differs else within
+            return f"{differs}, yet by less than {most}" if differs else f"equal within ±{most}"
         finds = f"{self.n} such seeds find one of {self.detectable:.2g} in 80% of cases"
-        return differs or f"undecided: neither a difference nor {within} ({finds})"
+        return differs or f"undecided: neither different nor equal within ±{most} ({finds})"
 
     def against_zero(self, more: str, less: str, none: str) -> str:
         """Which of three a verdict says of the value and its interval; that it cannot say any when
