@@ -18,7 +18,6 @@ from recovery_probe_analyses.recovery import Recovery
 import recovery_probe as rp
 from recovery_probe import stats
 from recovery_probe.analyze import analyze
-from recovery_probe.seeds import generator
 
 
 def values(found: dict[str, Any], name: str, **places: object) -> list[float | None]:
@@ -66,7 +65,7 @@ def test_recovery_by_hand(forgetful: rp.Run) -> None:
 def test_intervals_are_those_of_resampled_documents(forgetful: rp.Run) -> None:
     """Every resample laid out, document by document."""
     T, losses = 5, forgetful.losses.values[:, :5]
-    drawn = generator(0, "bootstrap").integers(T, size=(2000, T))
+    drawn = forgetful.rng("bootstrap").integers(T, size=(2000, T))
     each = np.array([losses[d : d + 2 * T + 2, d] for d in range(T)])  # (document, row)
     curves = each[drawn].mean(axis=1)
     found = LossCurves()(forgetful).isel(run=0)
@@ -79,7 +78,7 @@ def test_intervals_are_those_of_resampled_documents(forgetful: rp.Run) -> None:
     bounds = np.quantile(scores, [0.025, 0.975], axis=1)
     np.testing.assert_allclose([curve.score_low, curve.score_high], bounds)
     _, *bounds = stats.studentised_interval(
-        numbers.document_score.values.T, generator(0, "bootstrap")
+        numbers.document_score.values.T, forgetful.rng("bootstrap")
     )
     np.testing.assert_allclose([mean.score_low, mean.score_high], bounds)
 

@@ -18,95 +18,81 @@ from recovery_probe_analyses.loss_curves import LossCurves
 from recovery_probe_analyses.weight_cyclicity import WeightCyclicity
 
 import recovery_probe as rp
-from recovery_probe import stats
 from recovery_probe.analyze import picture, plots
 
 
-def by_hand(run: rp.Run, epoch: int, until: int) -> list[float]:
-    """Losses of all documents at one point of the picture, by walking through the schedule."""
-    schedule, found = run.schedule.values.tolist(), []
-    for document in range(5):
-        turns = [t for t, d in enumerate(schedule) if d == document]
-        row = turns[epoch] + until  # row k is before episode k, and right after episode k - 1
-        if row > turns[epoch - 1]:
-            found.append(float(run.losses.values[row, document]))
-    return found
-
-
 def test_numbers_by_hand(pair: rp.Run) -> None:
+    """The mean loss at every age, by walking through the schedule."""
+    runs = [pair, *pair.controls]
     numbers = picture.numbers(pair, pair.controls)
-    assert numbers.until.values[-1] == 0
-    assert numbers.longest.values.tolist()[0] == 5
-    assert numbers.documents.isel(run=0).sel(until=slice(-4, 0)).values.tolist() == [[5] * 5] * 2
-    for r, run in enumerate([pair, *pair.controls]):
+    for r, run in enumerate(runs):
         for epoch in (1, 2):
-            for until in range(-8, 1):
-                losses = by_hand(run, epoch, until)
-                at = {"epoch": epoch, "until": until}
-                if not losses or until < numbers.until[0]:
-                    continue
-                assert numbers.documents.isel(run=r).sel(at) == len(losses)
-                np.testing.assert_allclose(numbers.loss.isel(run=r).sel(at), np.mean(losses))
-    total = int(numbers.documents.isel(run=1).sum())
-    waits = [np.diff(np.flatnonzero(pair.controls[0].schedule == d)) for d in range(5)]
-    assert total == np.sum(waits), "every row of every wait is in the control's line once"
+            each = []
+            for document in range(5):
+                turns = np.flatnonzero(run.schedule == document)
+                this, following = turns[epoch - 1], turns[epoch]
+                if following - this >= 5:
+                    each.append(run.losses.values[this + 1 : this + 6, document])
+            assert int(numbers.counted[r, epoch - 1]) == len(each)
+            if each:
+                np.testing.assert_allclose(numbers.loss[r, epoch - 1], np.mean(each, axis=0))
+    assert numbers.counted[0].values.tolist() == [5, 5]
 
 
-def test_an_uneven_schedule() -> None:
-    schedule = np.array([0, 1, 0, 0, 1])
-    losses = np.arange(12.0).reshape(6, 2)
-    found = stats.until_turn(losses, schedule, 2)
-    nan = np.nan
-    expected = [[[4, 2, nan], [6, nan, nan]], [[9, 7, 5], [nan, nan, nan]]]
-    np.testing.assert_array_equal(found, expected)
-    assert stats.until_turn(losses, np.array([0, 1]), 2).size == 0
-
-
-def test_an_arch_is_seen_in_the_run_and_not_in_its_control(pair: rp.Run) -> None:
-    """The reading tells the planted fall: 1 nat from mid-wait on in one run, none in the other."""
+def bump(pair: rp.Run) -> xr.Dataset:
+    """The numbers of a pair with others in their place: an excess of .5 and a gain of .2 nats."""
     numbers = picture.numbers(pair, pair.controls)
-    flat = xr.zeros_like(numbers.loss) + 3.0
-    arch = xr.where(numbers.until == 0, 2.0, flat)
-    numbers["loss"] = xr.where(numbers.run == "cyclic", arch, flat)
-    assert "After epoch 2 it falls from its top by 1.00 nats in cyclic, 0.00 nats in shuffled." in (
+    numbers.run_loss[:] = [1.0, 2.5, 2.5, 2.0, 1.8]
+    numbers.control_loss[:] = 2.0
+    for name, value in (("gain", 0.2), ("excess", 0.5), ("matched_fall", 0.7)):
+        numbers[name][:] = value
+        numbers[f"{name}_low"][:], numbers[f"{name}_high"][:] = value - 0.1, value + 0.1
+    return numbers
+
+
+def test_the_bump_and_the_gain_are_named_and_drawn(pair: rp.Run) -> None:
+    numbers = bump(pair)
+    assert "+0.50 nats in mid-wait and -0.20 nats on arrival: it falls by 0.70 nats more." in (
         picture.reading(numbers)
     )
-    fig = picture.draw(numbers)
-    left, right = fig.axes[:2]
-    assert left.get_ylim() == right.get_ylim()
-    assert left.get_xlim() == right.get_xlim()
-    assert "cyclic" in left.get_title()
-    assert "mixed" in right.get_title()
-    colours = [to_hex(c.get_color()[0]) for c in left.collections]
-    assert len(set(colours)) == 2, "a line, and a colour, for each wait"
+    curve, parts = picture.draw(numbers).axes
+    drawn = {line.get_label(): line.get_ydata() for line in curve.lines}
+    np.testing.assert_allclose(drawn["cyclic, epoch 2"], [1.0, 2.5, 2.5, 2.0, 1.8])
+    np.testing.assert_allclose(drawn["shuffled, at equal age and time"], 2.0)
+    words = [text.get_text() for text in curve.texts]
+    assert "excess in mid-wait\n+0.50 nats" in words
+    assert "gain on arrival\n+0.20 nats" in words
+    shaded = {to_hex(area.get_facecolor()[0]) for area in curve.collections}
+    assert shaded == {to_hex(picture.PARTS[name][1]) for name in ("excess", "gain")}
+    points = [float(line.get_ydata()[0]) for line in parts.lines[:3]]
+    assert points == [0.5, 0.2, 0.7]
+    assert "spread over" in parts.get_title()
 
 
-def test_thin_where_few_documents_count(pair: rp.Run) -> None:
-    numbers = picture.numbers(pair, pair.controls)
-    _, control = picture.draw(numbers).axes[:2]
-    widths = np.array(control.collections[0].get_linewidths())
-    counted = numbers.documents.isel(run=1, epoch=0).values
-    assert np.corrcoef(widths, np.minimum(counted[:-1], counted[1:]))[0, 1] > 0.999
+def test_seeds_are_averaged_and_each_is_a_point(pair: rp.Run) -> None:
+    one = bump(pair)
+    both = rp.across([one, one.assign(run_loss=one.run_loss + 2, gain=one.gain + 2)])
+    curve, parts = picture.draw(both).axes
+    drawn = {line.get_label(): line.get_ydata() for line in curve.lines}
+    np.testing.assert_allclose(drawn["cyclic, epoch 2"], [2.0, 3.5, 3.5, 3.0, 2.8])
+    faint = [line.get_ydata()[0] for line in curve.lines if line.get_linewidth() < 1]
+    assert {1.0, 3.0} <= set(faint)
+    np.testing.assert_allclose(parts.lines[3].get_ydata(), [0.2, 2.2])
+    assert "2 seeds" in parts.get_title()
 
 
-def test_seeds_are_averaged(pair: rp.Run) -> None:
-    one = picture.numbers(pair)
-    both = xr.concat([one, one.assign(loss=one.loss + 2)], "seed")
-    (axes,) = picture.draw(both).axes
-    drawn = axes.collections[0].get_segments()
-    np.testing.assert_allclose(drawn[-1][-1], [0, float(one.loss[0, 0, -1]) + 1])
-
-
-def test_unfinished_runs(pair: rp.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_alone_and_an_unfinished_one(pair: rp.Run) -> None:
     """Beside a running run, what is there; and one line of words when that is nothing."""
+    (axes,) = picture.draw(picture.numbers(pair)).axes
+    assert not axes.texts
     done = rp.open_run(pair.path)
     done.losses = done.losses.where(done.losses.episodes_done <= 7)
     numbers = picture.numbers(done)
-    assert numbers.documents.isel(run=0, epoch=0).values.tolist() == [5, 5, 5, 4, 3]
+    assert numbers.counted.values.tolist() == [[3, 0]]
     picture.draw(numbers)
     picture.reading(numbers)
     done.losses = done.losses.where(done.losses.episodes_done < 1)
-    with pytest.raises(rp.InputError, match="no document waits for its next turn"):
+    with pytest.raises(rp.InputError, match="no document has come back yet"):
         picture.numbers(done)
 
 

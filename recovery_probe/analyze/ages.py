@@ -145,13 +145,12 @@ def of_seeds(each: Sequence[Sequence[Run]]) -> xr.Dataset:
 
 
 def last_epoch(dataset: xr.Dataset) -> int:
-    """The last epoch whose pairs with the first control are known, or, without any, whose curve
-    is."""
-    known = np.isfinite(estimate.get(dataset, "score").value[0]).any(axis=0)
-    if dataset.sizes["control"]:
-        paired = np.isfinite(estimate.get(dataset, "gain").value[0])
-        known = paired if paired.any() else known
-    return int(dataset.epoch.values[np.flatnonzero(known)[-1] if known.any() else -1])
+    """The last epoch of which pairs with the first control are known, or, without any, cases of
+    the run."""
+    known = dataset.counted.values[0] > 0
+    if dataset.sizes["control"] and (paired := dataset.paired.values[0] > 0).any():
+        known = paired
+    return int(dataset.epoch.values[np.flatnonzero(known)[-1]])
 
 
 def headline(dataset: xr.Dataset) -> str:

@@ -138,7 +138,7 @@ class Estimate:
     def told(self, more: str, less: str, none: str) -> str:
         """What a verdict says of it: of several seeds as `against_zero` has it, of one run what the
         interval is."""
-        if not self.of_seeds:
+        if not self.of_seeds and self.low is not None and not np.isnan(self.low):
             return f"brackets are the spread over {self.over} of one run"
         return self.against_zero(more, less, none)
 
