@@ -1,10 +1,11 @@
-"""Simulations as runs: their format, the analyses on them, the command line, and what is refused."""
+"""Simulations as runs: format, the analyses on them, the command line, what is refused."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,18 +65,16 @@ def test_analyses_run_on_it_unchanged(
     np.testing.assert_array_equal(control.losses, drawn["shuffled"].losses)
     np.testing.assert_array_equal(control.train_loss, drawn["shuffled"].train_loss)
     np.testing.assert_array_equal(control.schedule, drawn["shuffled"].schedule)
-    done = set()
+    put: Any
     for analysis in sorted(ALL):
-        if name == "planar_ring" and analysis in ("step_sizes", *TRAJECTORY):
+        if name == "planar_ring" and analysis not in DONE[name]:
             continue  # its control is at 0 at once: no number there means anything
-        try:
-            found = plugins.find("analyses", analysis)()(run, control)
-        except rp.Missing as lacking:
-            assert "no network was trained" in str(lacking)
-            continue
-        assert found.attrs["T"] == 5
-        done.add(analysis)
-    assert done == DONE[name]
+        put = plugins.find("analyses", analysis)()
+        if analysis in DONE[name]:
+            assert put(run, control).attrs["T"] == 5
+        else:
+            with pytest.raises(rp.Missing, match="no network was trained"):
+                put(run, control)
 
 
 def test_a_report(linear: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,8 +153,9 @@ class Flat(rp.Simulation):
     level: float = 2.0
 
     def draw(self, seed=None):
-        flat = np.full((self.epochs * self.documents + 1, self.documents + self.held_out), self.level)
-        steps = np.full(self.epochs * self.documents * self.steps, self.level)
+        episodes = self.epochs * self.documents
+        flat = np.full((episodes + 1, self.documents + self.held_out), self.level)
+        steps = np.full(episodes * self.steps, self.level)
         return {kind: Drawn(order, flat, steps) for kind, order in self.orders(seed or 0).items()}
 """
 

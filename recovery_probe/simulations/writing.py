@@ -68,9 +68,10 @@ def instance(
     simulation: str | type[Simulation] | Simulation, settings: dict[str, Any] | None = None
 ) -> Simulation:
     """A simulation with these settings, checked. Raises `InputError`."""
-    given = isinstance(simulation, Simulation)
-    kind = type(simulation) if given else plugins.find("simulations", simulation)
-    own = plugins.settings_of(simulation) if given else {}
+    own: dict[str, Any] = {}
+    if isinstance(simulation, Simulation):
+        own, simulation = plugins.settings_of(simulation), type(simulation)
+    kind: type[Simulation] = plugins.find("simulations", simulation)
     return plugins.made(kind, own | (settings or {}), kind.name)
 
 
@@ -125,13 +126,12 @@ def _write(
 ) -> None:
     timeline = Timeline(drawn.schedule, made.documents, made.steps)
     count = made.documents + made.held_out
-    about = ", ".join(plugins.in_words(plugins.settings_of(made)))
+    own = {n: value for n, value in plugins.settings_of(made).items() if n != "seed"}
+    about = f"{made.name} (seed {made.seed}, {', '.join(plugins.in_words(own))})"
     documents = Documents(
         inputs={"mask": np.ones((count, made.positions), dtype=bool)},
         names=tuple(f"document {i}" for i in range(count)),
-        texts=tuple(
-            f"document {i} of {made.name} ({about}, seed {made.seed})" for i in range(count)
-        ),
+        texts=tuple(f"document {i} of {about}" for i in range(count)),
         trained=made.documents,
         left_out={},
     )
