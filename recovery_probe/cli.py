@@ -261,7 +261,9 @@ def _list() -> None:
 def simulate(argv: Sequence[str]) -> None:
     """`python -m recovery_probe.simulate [NAME] [--out DIR] [--SETTING VALUE …]`"""
     if argv[:1] in ([], ["-h"], ["--help"]):
-        print("simulations (python -m recovery_probe.simulate NAME --out DIR; NAME --help for more):")
+        print(
+            "simulations (python -m recovery_probe.simulate NAME --out DIR; more by NAME --help):"
+        )
         for name in plugins.installed("simulations"):
             print(f"  {name:<20}{_first_sentence('simulations', name)}")
         return
@@ -320,7 +322,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with _stoppable() as stopped:
         try:
             if words[:1] in ([], ["-h"], ["--help"]):
-                print(f"usage: recovery-probe {{{','.join(commands)}}} …   (--help after each tells more)")
+                names = ",".join(commands)
+                print(f"usage: recovery-probe {{{names}}} …   (--help after each tells more)")
             elif words[0] in commands:
                 commands[words[0]](words[1:])
             else:

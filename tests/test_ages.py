@@ -206,7 +206,9 @@ def test_a_straight_drift_is_taken_out_exactly(draw: int, slope: float, by_age: 
     cycle, shuffled = orders(draw)
     start = np.random.default_rng(draw).normal(size=T)
     both = [
-        start + by_age * np.minimum(episodes_since(order, T), T) + slope * np.arange(T * E + 1)[:, None]
+        start
+        + by_age * np.minimum(episodes_since(order, T), T)
+        + slope * np.arange(T * E + 1)[:, None]
         for order in (cycle, shuffled)
     ]
     (curves, begins), (_, when) = (
@@ -302,14 +304,15 @@ def test_pure_forgetting_claims_nothing_in_words() -> None:
     ("shift", "words"),
     [
         ((0.0, 0.0), ["0.60 nats per token better off", "none of this bump"]),
-        ((0.3, 0.3), ["0.30 nats per token better off", "0.30 nats per token worse", "50% of this"]),
+        (
+            (0.3, 0.3),
+            ["0.30 nats per token better off", "0.30 nats per token worse", "50% of this"],
+        ),
         ((0.7, 0.7), ["0.10 nats per token worse off", "all of this bump"]),
         ((0.0, 0.9), ["0.30 nats per token worse off", "there is no bump"]),
     ],
 )
-def test_signs_are_said_honestly(
-    shift: tuple[float, float], words: list[str]
-) -> None:
+def test_signs_are_said_honestly(shift: tuple[float, float], words: list[str]) -> None:
     """The cycle's curve moved up by so much in mid-wait and on arrival."""
     run, control = fake(0.6, 0.0, noise=0)
     since = episodes_since(run.schedule.values, 12)

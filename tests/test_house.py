@@ -92,6 +92,10 @@ def test_the_graph_sees_imports_of_all_kinds(tmp_path: Path) -> None:
         ("models", "recorders"),
         ("training", "recorders.recording"),
         ("stats", "record"),
+        ("record", "simulations"),
+        ("simulations", "analyze"),
+        ("simulations", "recorders"),
+        ("simulations", "training"),
     ],
 )
 def test_lower_rooms_know_nothing_of_higher_ones(lower: str, higher: str) -> None:
@@ -130,10 +134,21 @@ def test_no_file_is_long() -> None:
         "['train', 'quickstart', '--optimizer.lr', '-1'])",
         "from recovery_probe.cli import main; main(['analyze', '--help'])",
         "from recovery_probe.cli import main; main(['analyze', '--list'])",
+        "from recovery_probe.cli import main; main(['simulate', 'age_only', '--help'])",
+        "import recovery_probe as rp; rp.simulate('age_only', sys.argv[1] + '/../x', epochs=1)",
         "import recovery_probe as rp; rp.open_run(sys.argv[1]).losses.mean()",
         "import recovery_probe as rp; rp.preset('quickstart', **{'optimizer.name': 'adam'})",
     ],
-    ids=["help", "refused", "analyze help", "list", "open_run", "preset"],
+    ids=[
+        "help",
+        "refused",
+        "analyze help",
+        "list",
+        "simulate help",
+        "simulate",
+        "open_run",
+        "preset",
+    ],
 )
 def test_the_door_opens_without_torch(code: str, pair: recovery_probe.Run) -> None:
     script = f"import sys, atexit\natexit.register(lambda: print('LOADED', *sys.modules))\n{code}"

@@ -77,8 +77,6 @@ def test_step_sizes_by_hand(dense: rp.Run) -> None:
     assert found.moved.sel(size="total", episode=7).item() == pytest.approx(exact, rel=0.1)
 
 
-
-
 def test_the_first_epoch_is_not_compared_with_itself(dense: rp.Run) -> None:
     found = ActivationSimilarity(permutations=9)(dense)
     assert np.isnan(found.to_first.sel(epoch=1)).all()

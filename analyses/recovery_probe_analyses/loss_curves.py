@@ -123,22 +123,19 @@ class LossCurves(Analysis):
             },
         }
 
-
     def verdict(self, dataset: xr.Dataset) -> str:
         T = dataset.attrs["T"]
 
         def clause(part: xr.Dataset) -> str:
             aligned = part.aligned.values
-            turns = np.flatnonzero(np.isfinite(aligned[:: T]))[1:] * T  # right before episodes
+            turns = np.flatnonzero(np.isfinite(aligned[::T]))[1:] * T  # right before episodes
             held, trained = _ends(part.held_out.values), _ends(part.trained.values)
             text = (
                 f"the mean loss of documents goes from {_said(trained['untrained'])} untrained to "
                 f"{_said(trained['last'])} at last"
             )
             if held["untrained"] is not None:
-                text += (
-                    f" (held out: {_said(held['untrained'])} to {_said(held['last'])})"
-                )
+                text += f" (held out: {_said(held['untrained'])} to {_said(held['last'])})"
             if len(turns):
                 wait = aligned[turns[-1] - T + 1 : turns[-1] + 1]
                 text += (

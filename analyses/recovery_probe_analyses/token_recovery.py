@@ -143,7 +143,9 @@ class TokenRecovery(Analysis):
                 for name in ("total_regained", "correlation")
             )
             said = more.told(
-                "more is regained than there", "less is regained than there", "no difference is told"
+                "more is regained than there",
+                "less is regained than there",
+                "no difference is told",
             )
             text += (
                 f" {top.run.item()} minus {control}: {more} nats regained ({said}), {r} in that "
@@ -190,9 +192,7 @@ def _share(part: stats.Floats, whole: stats.Floats) -> stats.Floats:
     return part.sum(axis=-1) / np.where(total > 0, total, np.nan)
 
 
-def _put_differences(
-    dataset: xr.Dataset, waits: Sequence[Waits], rng: np.random.Generator
-) -> None:
+def _put_differences(dataset: xr.Dataset, waits: Sequence[Waits], rng: np.random.Generator) -> None:
     """Run minus each control, paired by document, of what has a null of 0."""
     each = [stats.between_waits(forgotten, regained) for forgotten, regained, _ in waits]
     regained = [stats.mean_of_counted(stats.mean_of_counted(own)) for _, own, _ in waits]

@@ -206,10 +206,18 @@ def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
         why = "not defined: no control; train one with --control shuffled"
         return [*found, ("Gain on arrival", why, ""), ("Excess in mid-wait", why, "")]
     for name, label, said in (
-        ("gain", "Gain on arrival", f"{T} episodes after its own, when its turn comes, a document "
-         "is so much better off than in {}"),
-        ("excess", "Excess in mid-wait", f"{dataset.attrs['middle']} episodes after its own a "
-         "document is so much worse off than in {}"),
+        (
+            "gain",
+            "Gain on arrival",
+            f"{T} episodes after its own, when its turn comes, a document "
+            "is so much better off than in {}",
+        ),
+        (
+            "excess",
+            "Excess in mid-wait",
+            f"{dataset.attrs['middle']} episodes after its own a "
+            "document is so much worse off than in {}",
+        ),
     ):
         found_here = estimate.get(dataset, name, control=controls[0], epoch=epoch)
         text = said.format(controls[0]) + f" at equal age and time. {_brackets(dataset)}"

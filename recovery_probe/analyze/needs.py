@@ -12,6 +12,7 @@ from recovery_probe import stats
 from recovery_probe.analyze.analysis import RUN, Analysis, Need
 from recovery_probe.analyze.groups import common, shared_checkpoints
 from recovery_probe.errors import Missing
+from recovery_probe.record import mends
 
 if TYPE_CHECKING:
     from recovery_probe.record.run import Run
@@ -89,6 +90,9 @@ def checkpoints(unless: str = "") -> Need:
     def check(analysis: Analysis, runs: Sequence[Run]) -> None:
         again = [run for run in runs if unless not in run.recorders]
         for run in again:
+            if mends.simulated(run.provenance):
+                what = mends.no_checkpoint(run.provenance, 0, [])
+                raise Missing(f"{run.path}: {what}, and none can be run again")
             if not getattr(analysis, "from_checkpoint", False):
                 why = f"recorder {unless} was off: train again with --record {unless}, or"
                 if not unless:

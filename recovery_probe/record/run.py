@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from recovery_probe import config, plugins, stats
 from recovery_probe.errors import Damaged, InputError, Missing, NotRecorded
-from recovery_probe.record import labels, store
+from recovery_probe.record import labels, mends, store
 from recovery_probe.record.folder import as_path, checkpoint_folder, checkpoints, is_run
 from recovery_probe.record.layout import EPISODE, FORMAT, STEP, TRAINING, Timeline
 from recovery_probe.seeds import generator
@@ -171,11 +171,8 @@ class Run:
         Raises `Missing`, an `InputError`, when the run has no such recorder.
         """
         if name not in self.recorders:
-            raise Missing(
-                f"{self.path}: recorder {name} was off, on were "
-                f"{', '.join(self.recorders) or 'none'}; "
-                f"train again with --record {name}"
-            )
+            off = mends.recorder_off(self.provenance, name, self.recorders)
+            raise Missing(f"{self.path}: {off}")
         with store.reading(f"{self.path}: {name}"):
             self._check_chunks(name)
             dataset = xr.open_zarr(self.path / "record.zarr", group=name)
@@ -289,10 +286,8 @@ class Run:
     def _checkpoint(self, episodes_done: int) -> Path:
         known = checkpoints(self.path)
         if episodes_done not in known:
-            raise Missing(
-                f"{self.path}: no checkpoint after {episodes_done} episodes; there are some after "
-                f"{', '.join(map(str, known)) or 'none'}"
-            )
+            none = mends.no_checkpoint(self.provenance, episodes_done, known)
+            raise Missing(f"{self.path}: {none}")
         return checkpoint_folder(self.path, episodes_done)
 
     @property

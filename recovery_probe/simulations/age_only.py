@@ -44,7 +44,8 @@ class AgeOnly(ByAge):
     def noises(self, age: Ints, rng: np.random.Generator) -> Floats:
         noise, walks = super().noises(age, rng), self.memory == 1
         fresh = 1.0 if walks else np.sqrt(1 - self.memory**2)
-        for row in range(2, len(noise)):
-            noise[row] = self.memory * noise[row - 1] + fresh * noise[row]
+        for row in range(1, len(noise)):
+            if row > 1:
+                noise[row] = self.memory * noise[row - 1] + fresh * noise[row]
             noise[row, (age[row] == 0) & walks] = 0
         return noise

@@ -45,7 +45,8 @@ class LeastSquares:
         self.together = self.products.sum(axis=0)
         # (document, equation, module, coordinate): of what is trained on, in an orthonormal basis
         # of what that spans in each half.
-        bases = [np.linalg.qr(X[: self.trained * self.q].T, mode="r").T for X in parts]
+        trained = [X[: self.trained * self.q].T for X in parts]
+        bases = [np.asarray(np.linalg.qr(X, mode="r")).T for X in trained]
         size = max(basis.shape[1] for basis in bases)
         padded = [np.pad(basis, ((0, 0), (0, size - basis.shape[1]))) for basis in bases]
         self.coordinates = np.stack(padded, axis=1).reshape(self.trained, self.q, 2, size)

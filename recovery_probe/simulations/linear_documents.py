@@ -26,8 +26,8 @@ class LinearDocuments(Simulation):
     at 0: there is no feature that could be learned. Loss: mean over a document's equations of half
     the squared error.
 
-    At s = .5, T = 20 and M = 10 the averaged curve recovers .26/.41/.52/.61/.66 by epoch (20 seeds,
-    sd .04); at s = 0 nothing.
+    At s = .5, T = 20 and M = 10 the averaged curve recovers .26/.41/.52/.60/.66 by epoch (mean of
+    80 seeds, sd .06); at s = 0 nothing, at M = 1 or a tenth of the lr next to nothing.
     """
 
     name = "linear_documents"

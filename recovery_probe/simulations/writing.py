@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,8 @@ from recovery_probe.record.writer import Writer, check_vacant
 from recovery_probe.settings import Settings
 from recovery_probe.simulations import SCHEDULES, Drawn, Simulation
 
-# The settings of a simulation that are a run's own, by their names there.
-SHARED = {
-    "documents": "documents.count",
-    "held_out": "documents.held_out",
-    "epochs": "epochs",
-    "steps": "steps",
-    "seed": "seed",
-    "lr": "optimizer.lr",
-}
+# The settings of a simulation that are a run's own too, and stand among them.
+SHARED = ("documents", "held_out", "epochs", "steps", "seed", "lr")
 
 
 def simulate(
@@ -36,18 +28,18 @@ def simulate(
     out: str | os.PathLike[str],
     *,
     overwrite: bool = False,
-    **settings: Any,
+    **changes: Any,
 ) -> Run:
     """Draw a process in which the truth is known and write it in the format of a trained run, with
     its control: `out/cyclic`, which is returned, and `out/shuffled`, in `run.controls`.
 
     `simulation`: an installed name (`linear_documents`), `file.py:CLASS`, a class, or an instance;
-    `settings` are its fields: `simulate("linear_documents", out, share=0.5, documents=25)`.
+    `changes` are of its fields: `simulate("linear_documents", out, share=0.5, documents=25)`.
 
     Raises `InputError`, before anything is written, for settings that cannot be, a process that
     diverges, or an `out` that is taken (`overwrite` replaces runs, and nothing else).
     """
-    started, made = time.monotonic(), instance(simulation, settings)
+    started, made = time.monotonic(), instance(simulation, changes)
     folder = as_path(out)
     if is_run(folder):
         raise InputError(f"{folder}: holds a run already; choose another --out")
@@ -61,12 +53,14 @@ def simulate(
             raise InputError(f"{made.name}: its losses do not stay finite{lr}")
     first, *others = drawn
     for kind, one in drawn.items():
+        settings = _settings(made, kind, one)
         facts = {
             "role": "run" if kind == first else "control",
             "controls": [os.path.join("..", other) for other in others if kind == first],
             "simulated": {"name": made.name, "settings": plugins.settings_of(made)},
+            "outcome": config.declared(settings),
         }
-        _write(paths[kind], made, _settings(made, kind, one), one, facts, overwrite, started)
+        _write(paths[kind], made, settings, one, facts, overwrite, started)
     return open_run(paths[first])
 
 
@@ -74,9 +68,10 @@ def instance(
     simulation: str | type[Simulation] | Simulation, settings: dict[str, Any] | None = None
 ) -> Simulation:
     """A simulation with these settings, checked. Raises `InputError`."""
-    given = isinstance(simulation, Simulation)
-    kind = type(simulation) if given else plugins.find("simulations", simulation)
-    own = plugins.settings_of(simulation) if given else {}
+    own: dict[str, Any] = {}
+    if isinstance(simulation, Simulation):
+        own, simulation = plugins.settings_of(simulation), type(simulation)
+    kind: type[Simulation] = plugins.find("simulations", simulation)
     return plugins.made(kind, own | (settings or {}), kind.name)
 
 
@@ -131,11 +126,12 @@ def _write(
 ) -> None:
     timeline = Timeline(drawn.schedule, made.documents, made.steps)
     count = made.documents + made.held_out
-    about = ", ".join(plugins.in_words(plugins.settings_of(made)))
+    own = {n: value for n, value in plugins.settings_of(made).items() if n != "seed"}
+    about = f"{made.name} (seed {made.seed}, {', '.join(plugins.in_words(own))})"
     documents = Documents(
         inputs={"mask": np.ones((count, made.positions), dtype=bool)},
         names=tuple(f"document {i}" for i in range(count)),
-        texts=tuple(f"document {i} of {made.name} ({about}, seed {made.seed})" for i in range(count)),
+        texts=tuple(f"document {i} of {about}" for i in range(count)),
         trained=made.documents,
         left_out={},
     )
