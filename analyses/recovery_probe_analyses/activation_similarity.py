@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from annotated_types import Ge
 from einops import rearrange, reduce
 from numpy.typing import NDArray
 
 from recovery_probe import Analysis, InputError, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
-from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
+from recovery_probe_analyses.trajectory import differences, minus_controls, untested
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,13 +30,12 @@ class ActivationSimilarity(Analysis):
     cosine (run, episodes_done, other), between all pairs of episodes; alike (run, epoch,
     other_epoch): its mean over pairs of an episode of one epoch and one of another, an episode
     with itself left out; within (run, epoch): the same of one epoch; growth (run): slope of within
-    against the epoch, with p, two-sided, over all orders of the epochs.
+    against the epoch; growth_difference (control): run minus control.
 
     cka (run, epoch, layer, other_epoch, other_layer): linear CKA, debiased (HSIC₁ of Song et al.
     2012, as in Nguyen et al. 2021), over the T documents, each as it was at the first step of its
     episode, mean over positions. to_first (run, epoch, layer): that between an epoch and the first
-    at one layer, NaN for the first itself, with p, one-sided, of giving the documents of one in
-    random order.
+    at one layer, NaN for the first itself; of documents in random order it is 0 on average.
 
     Raises `Missing` where the stream overflowed or was recorded at the last layer alone, and
     `InputError` for a layer that is not there.
@@ -45,18 +43,22 @@ class ActivationSimilarity(Analysis):
 
     # of the focal document's stream; the last when not given
     layer: int | None = None
-    # orders of the documents that CKA with the first epoch is held against
-    permutations: Annotated[int, Ge(1)] = 199
 
     name = "activation_similarity"
     question = "Do a document's activations settle by epoch, and do documents keep their geometry?"
-    null = """Likeness within epochs that does not grow: all orders of the epochs fit as well. For
-    CKA, documents given in random order: 0 for the debiased estimate."""
+    null = """Nothing is tested. Likeness within epochs grows wherever updates shrink, and documents
+    stay themselves from epoch to epoch in any run: what to hold both against is the control.
+    Debiased CKA of documents given in random order is 0 on average."""
     blind_spot = """Smaller updates late in training make neighbours alike in any schedule; the
-    control shows how much. Cosines of raw activations are dominated by directions that all
-    positions share. CKA compares documents at the time each was trained on, up to an epoch apart,
-    and with T documents it is noisy. Activations are stored in float16."""
+    control shows how much. So likeness that grows tells neither features that training aligns (H1)
+    nor a state that comes back under a fixed kernel (H2). Cosines of raw activations are dominated
+    by directions that all positions share. CKA compares documents at the time each was trained on,
+    up to an epoch apart, and with T documents it is noisy. Activations are stored in float16. A
+    difference from the control has no interval from one run."""
     needs = (RUN, recorded("residual_stream", every_episode=True), epochs(1), once_an_epoch)
+
+    def compute(self, *runs: Run) -> xr.Dataset:
+        return minus_controls(super().compute(*runs), "growth")
 
     def of_run(self, run: Run, episodes: int) -> xr.Dataset:
         T = run.config.documents.count
@@ -71,19 +73,16 @@ class ActivationSimilarity(Analysis):
         by_epoch = "(epoch episode) (other_epoch other) -> epoch other_epoch"
         alike = reduce(between, by_epoch, np.nanmean, episode=T, other=T) if T > 1 else between
         within = np.diagonal(alike).copy()
-        slope, p = stats.slope_with_p(within)
-        grams = _grams(run, len(epochs))
-        layers, rng = np.arange(grams.shape[1]), run.rng("permutations")
-        to_first, to_first_p = stats.cka_to_first(grams, rng, self.permutations)
+        cka = stats.debiased_cka(_grams(run, len(epochs)))
+        layers = np.arange(cka.shape[1])
+        to_first = cka[:, layers, 0, layers]  # (epoch, layer)
+        to_first[0] = np.nan
         dataset = xr.Dataset(
             {
                 "cosine": (("episodes_done", "other"), cosine),
                 "alike": (("epoch", "other_epoch"), alike),
                 "within": ("epoch", within),
-                "cka": (
-                    ("epoch", "layer", "other_epoch", "other_layer"),
-                    stats.debiased_cka(grams),
-                ),
+                "cka": (("epoch", "layer", "other_epoch", "other_layer"), cka),
             },
             coords={
                 "episodes_done": np.arange(len(cosine)),
@@ -99,8 +98,8 @@ class ActivationSimilarity(Analysis):
                 "unit": "one run",
             },
         )
-        estimate.put(dataset, "growth", (), Estimate(slope, p=p))
-        estimate.put(dataset, "to_first", ("epoch", "layer"), Estimate(to_first, p=to_first_p))
+        estimate.put(dataset, "growth", (), untested(np.array(stats.slope(within))))
+        estimate.put(dataset, "to_first", ("epoch", "layer"), untested(to_first))
         return dataset
 
     def _stream(self, run: Run) -> xr.DataArray:
@@ -154,15 +153,17 @@ class ActivationSimilarity(Analysis):
                 "not defined" if np.isnan(value) else f"{value:.3f}"
                 for value in part.within.values[[0, -1]]
             )
-            growth = estimate.get(part, "growth").with_test("+.3f", "it takes three epochs")
-            return (
-                f"{first} in epoch 1, {last} in epoch {part.sizes['epoch']}, growth by epoch "
-                f"{growth}"
-            )
+            return f"{first} in epoch 1, {last} in epoch {part.sizes['epoch']}"
 
+        growth = words.by_run(
+            dataset,
+            lambda part: "not defined" if np.isnan(part.growth) else f"{part.growth.item():+.3f}",
+            "{clause} in {run}",
+        )
         return (
             f"Mean cosine of document {dataset.attrs['focal']}'s activations within an epoch. "
-            f"{'; '.join(words.by_run(dataset, clause))}."
+            f"{'; '.join(words.by_run(dataset, clause))}. Growth by epoch {', '.join(growth)}"
+            f"{differences(dataset, 'growth', '+.3f')}; it grows wherever updates shrink."
         )
 
 

@@ -18,7 +18,7 @@ from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
 from recovery_probe_analyses.activation_similarity import focal_document, real
-from recovery_probe_analyses.weight_residuals import flat, updates
+from recovery_probe_analyses.trajectory import differences, flat, minus_controls, updates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from recovery_probe import Run
 
 ACTIVATION = "activation"
+FEWEST = 20  # places to begin an epoch that give a p-value of .05 at the least
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,29 @@ class StepSizes(Analysis):
     steps of the norm of each step's update; NaN unless `weight_deltas` has every step.
 
     staircase (run, size): R² of the log size with a level for each epoch minus R² with a straight
-    line: above 0 when it goes down by steps rather than steadily. Its p is the share of all T
-    places to begin an epoch at which levels fit as well as at the true one (the focal document's
-    turn, document 0's for weights); 1/T at the least. The episodes on the focal document itself
-    are left out of its staircase (`left_out`).
+    line: above 0 when it goes down by steps rather than steadily. Its null is the mean, and its p
+    the share, of all places to begin an epoch (`stats.staircases`; the true one is that of the
+    first document, and for the activation of the focal one where its turn is at one place in all
+    epochs), which cannot be below one over their number: there is none with fewer than twenty.
+    p_adjusted is corrected over the groups of weights. The episodes on the focal document itself
+    do not count for its staircase (`left_out`), and leave a place less. staircase_difference
+    (control, size): run minus control.
     """
 
     name = "step_sizes"
+    tested = "staircase"
     question = """Do weights and activations settle steadily, or by a step each time the cycle
     closes?"""
     null = """Steady settling: a straight line fits the logarithm as well as a level for each epoch,
     and levels fit as well wherever an epoch is said to begin."""
     blind_spot = """Norms say how far, not where to. Documents differ, and a cycle repeats their
-    differences every epoch: that is not a staircase. The p-value cannot be below 1/T. Weight
-    changes over an episode are norms of sketches (the error is in provenance.json); activations are
-    stored in float16, which hides changes below a thousandth of their size."""
+    differences every epoch: that is not a staircase, but can look like one that begins at any
+    place. A decline that slows down hides steps, and sizes that wander as a random walk make p
+    below .05 in one case of seven. A staircase may come from features that training aligns (H1) as
+    well as from weights that settle under a fixed kernel (H2). Weight changes over an episode are
+    norms of sketches (the error is in provenance.json); activations are stored in float16, which
+    hides changes below a thousandth of their size. A difference from the control has no interval
+    from one run."""
     needs = (
         RUN,
         recorded("weight_deltas", every_episode=True),
@@ -61,34 +70,48 @@ class StepSizes(Analysis):
         once_an_epoch,
     )
 
+    def compute(self, *runs: Run) -> xr.Dataset:
+        return minus_controls(super().compute(*runs), "staircase")
+
     def of_run(self, run: Run, episodes: int) -> xr.Dataset:
         T, focal = run.config.documents.count, focal_document(run)
         moved = updates(run, episodes)
         total, groups = len(moved), module_groups(moved.module)
-        sizes = {g: np.linalg.norm(flat(moved, which), axis=1) for g, which in groups.items()}
+        weights = np.stack(
+            [np.linalg.norm(flat(moved, which), axis=1) for which in groups.values()]
+        )
         final = run.recorder("residual_stream").final
         epochs = (final[start : start + T + 1].values for start in range(0, total, T))
-        sizes[ACTIVATION] = np.concatenate([_changes(real(run, rows, focal)) for rows in epochs])
-        schedule = run.schedule.values
-        own = np.flatnonzero(schedule[:total] == focal)
-        place = int(np.flatnonzero(stats.cycle(schedule, T) == focal)[0])
-        turns = dict.fromkeys(groups, (own[:0], 0)) | {ACTIVATION: (own, place)}
-        staircases = [stats.staircase(np.log(sizes[s]), T, *turns[s]) for s in sizes]
-        staircase, p = np.transpose(staircases)
+        activation = np.concatenate([_changes(real(run, rows, focal)) for rows in epochs])
+        # An epoch of the activation begins after the focal document's turn, if it has one.
+        own = run.schedule.values[:total] == focal
+        turns = np.flatnonzero(own) % T
+        begin = int(turns[0]) % max(T - 1, 1) if (turns == turns[0]).all() else 0
+        of_weights = _staircase(weights, T, 0)
+        of_activation = _staircase(activation[None, ~own], T - 1, begin)
         dataset = xr.Dataset(
             {
-                "moved": (("size", "episode"), np.stack(list(sizes.values()))),
+                "moved": (("size", "episode"), np.append(weights, activation[None], axis=0)),
                 "path": (("group", "episode"), _paths(run, total, groups.values())),
-                "left_out": ((), len(own)),
+                "left_out": ((), int(own.sum())),
             },
-            coords={"size": list(sizes), "group": list(groups), "episode": np.arange(total)},
+            coords={
+                "size": [*groups, ACTIVATION],
+                "group": list(groups),
+                "episode": np.arange(total),
+            },
             attrs={
                 "focal": focal,
                 "unit": "one run",
-                "p": f"all places to begin an epoch; at least {1 / T:.2g}",
+                "p": f"weights: {_about_p(T)}; activation: {_about_p(T - 1)}",
             },
         )
-        estimate.put(dataset, "staircase", "size", Estimate(staircase, p=p))
+        both = {
+            part: np.append(values, of_activation.parts[part])
+            for part, values in of_weights.parts.items()
+        }
+        value = np.append(of_weights.value, of_activation.value)
+        estimate.put(dataset, "staircase", "size", Estimate(value, **both), alternative="greater")
         return dataset
 
     @plots.styled
@@ -116,7 +139,7 @@ class StepSizes(Analysis):
 
     def summary(self, dataset: xr.Dataset) -> dict[str, Any]:
         """Staircases by run and size, and the verdict."""
-        left_out = "episodes on the focal document are left out of the activation's staircase"
+        left_out = "episodes on the focal document do not count for the activation's staircase"
         return {**super().summary(dataset), "left_out": left_out}
 
     def verdict(self, dataset: xr.Dataset) -> str:
@@ -124,7 +147,8 @@ class StepSizes(Analysis):
             def clause(part: xr.Dataset) -> str:
                 return estimate.get(part, "staircase", size=size).with_test("+.2f", "no change")
 
-            return ", ".join(words.by_run(dataset, clause, "{clause} in {run}"))
+            minus = differences(dataset.sel(size=size), "staircase")
+            return ", ".join(words.by_run(dataset, clause, "{clause} in {run}")) + minus
 
         T = dataset.attrs["T"]
         moved = dataset.moved.isel(run=0).sel(size="total").values
@@ -139,6 +163,23 @@ class StepSizes(Analysis):
             f"{staircases('total')}; the focal document's activation: {staircases(ACTIVATION)}. "
             f"{ratio}"
         )
+
+
+def _staircase(sizes: stats.Floats, T: int, begin: int) -> Estimate:
+    """Of (size, E·T) sizes; with p-values where T places allow one of .05."""
+    logs = np.log(sizes, out=np.full_like(sizes, np.nan), where=sizes > 0)
+    nothing = np.full((1, len(sizes)), np.nan)
+    places = stats.staircases(logs.T, T, begin) if T > 1 else nothing
+    p, null, adjusted = stats.of_draws(places)
+    offered = np.where(T < FEWEST, np.nan, 1.0)
+    return Estimate(places[0], p=p * offered, null=null, p_adjusted=adjusted * offered)
+
+
+def _about_p(T: int) -> str:
+    """What the p-values of epochs of T places are of, and how small they can be."""
+    if T < FEWEST:
+        return f"none, as {T} places to begin an epoch give none of .05"
+    return f"all {T} places to begin an epoch, at least {1 / T:.2g}"
 
 
 def _paths(run: Run, total: int, groups: Iterable[NDArray[np.bool_]]) -> stats.Floats:

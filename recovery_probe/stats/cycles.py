@@ -8,15 +8,9 @@ from typing import Any
 
 import numpy as np
 from einops import rearrange
+from numpy.typing import NDArray
 
-from recovery_probe.stats.inference import (
-    Floats,
-    Ints,
-    bootstrap_interval,
-    permutation_p,
-    sign_flip_p,
-    slope_with_p,
-)
+from recovery_probe.stats.inference import Floats, Ints, slope
 
 
 def circular_correlation(theta: Floats, phi: Floats) -> Floats:
@@ -39,6 +33,27 @@ def circular_correlation(theta: Floats, phi: Floats) -> Floats:
 def compact(vectors: Floats) -> Floats:
     """(n, at most n) vectors with the inner products of (n, d) ones."""
     return np.asarray(np.linalg.qr(vectors.T, mode="r")).T
+
+
+def without_trend(moved: Floats, documents: int) -> Floats:
+    """Updates (E·T, d) of a path without its smooth trend: the polynomial of degree E // 2 + 1 in
+    time that is closest to it. A drift that slows down bends the same way in every epoch, which
+    would be a cycle; a polynomial with half as many bends as there are epochs follows it, and can
+    follow no cycle."""
+    path = np.pad(moved.cumsum(axis=0, dtype=float), ((1, 0), (0, 0)))
+    time = np.linspace(-1, 1, len(path))
+    degree = len(moved) // documents // 2 + 1
+    basis, _ = np.linalg.qr(np.polynomial.legendre.legvander(time, degree))
+    return np.diff(path - basis @ (basis.T @ path), axis=0)
+
+
+def free_to_move(schedule: Ints, documents: int) -> NDArray[np.bool_]:
+    """(E·T,): the episodes at those places of the cycle that have other documents in other epochs;
+    all episodes where no place does, which is the cycle. What comes at one place in every epoch is
+    periodic by itself."""
+    by_epoch = schedule.reshape(-1, documents)
+    free = (by_epoch != by_epoch[0]).any(axis=0)
+    return np.tile(free if free.any() else ~free, len(by_epoch))
 
 
 def episode_residuals(
@@ -110,8 +125,8 @@ def coherence(moved: Floats, T: int, permutations: int, rng: np.random.Generator
     variance at the cycle's period; cycle_share, at the period and all its harmonics, that is, in
     the mean over epochs at each place of the cycle (1/E is expected of epochs that have nothing in
     common); order, |circular correlation| between the angle in their leading plane and the place in
-    the cycle. Their `_p` is one-sided, of turning each epoch about itself by a random amount,
-    `permutations` times. And loop (E·T, 3), loop_share (3,): the loops' `components`.
+    the cycle. Each (1 + permutations,): the value, and those of turning each epoch about itself by
+    a random amount. And loop (E·T, 3), loop_share (3,): the loops' `components`.
 
     Turning an epoch about itself moves where it meets another, and no more: what the shares need
     of two epochs, at every turn of one against the other, is worked out once.
@@ -129,41 +144,51 @@ def coherence(moved: Floats, T: int, permutations: int, rng: np.random.Generator
     cycle = turned[apart, e, f].sum(axis=(1, 2)) / epochs
     phase = np.exp(2j * np.pi * apart / T)
     period = 2 * (power[1] * phase).real.sum(axis=(1, 2)) / (epochs * T)
-    total = (loops**2).sum() or np.nan  # two documents make a line, and no loop
+    # What a trend that was taken out has left of nothing is nothing: two documents make a line,
+    # and no loop.
+    total = (loops**2).sum()
+    total = total if total > 1e-20 * (moved.cumsum(axis=0) ** 2).sum() else np.nan
     plane, share = components(rearrange(loops, "epoch place sketch -> (epoch place) sketch"))
     turn = np.arctan2(plane[:, 1], plane[:, 0])
     angle = 2 * np.pi * np.arange(len(moved)) / T
     order = np.abs(circular_correlation(turn[orders], angle))
-    names = ("period_share", "cycle_share", "order")
-    values = np.stack([period / total, cycle / total, order], axis=1)
-    p = permutation_p(values[0], values[1:])
-    numbers = dict(zip(names, values[0], strict=True))
-    numbers |= {f"{name}_p": p[i] for i, name in enumerate(names)}
-    return {**numbers, "loop": plane, "loop_share": share}
+    order = order if np.isfinite(total) else np.full(len(orders), np.nan)
+    return {
+        "period_share": period / total,
+        "cycle_share": cycle / total,
+        "order": order,
+        "loop": plane,
+        "loop_share": share,
+    }
 
 
 def geometry(moved: Floats, T: int) -> dict[str, Any]:
-    """Of weight residuals (`episode_residuals`), in their leading plane: turns per epoch, with
-    turns_p, two-sided, of turning each cycle either way; radius (E-1,), mean of each cycle;
-    tightening, the slope by cycle of its log, with tightening_p, two-sided, over all orders of the
-    cycles."""
+    """Of weight residuals (`episode_residuals`), in their leading plane: turned (cycle,), how often
+    each cycle goes round, one direction positive; radius (cycle,), its mean; tightening, the slope
+    by cycle of the log radius."""
     cycles = len(moved) // T - 1
     residual = episode_residuals(moved, T)[0][: cycles * T]
     plane, _ = components(residual, 2)
     turn = np.arctan2(plane[:, 1], plane[:, 0])
-    between = (np.diff(turn) + np.pi) % (2 * np.pi) - np.pi
-    turns = between.sum() / (2 * np.pi) * T / len(between)
-    by_cycle = "(cycle place) -> cycle place"
-    within = rearrange(np.append(between, 0.0), by_cycle, place=T)[:, :-1].sum(axis=1)
-    radius = rearrange(np.hypot(*plane.T), by_cycle, place=T).mean(axis=1)
-    tightening, tightening_p = slope_with_p(np.log(radius))
-    return {
-        "turns": abs(turns),
-        "turns_p": sign_flip_p(within),
-        "radius": radius,
-        "tightening": tightening,
-        "tightening_p": tightening_p,
-    }
+    by_cycle = rearrange(turn, "(cycle place) -> cycle place", place=T)
+    between = (np.diff(by_cycle) + np.pi) % (2 * np.pi) - np.pi
+    radius = rearrange(np.hypot(*plane.T), "(cycle place) -> cycle place", place=T).mean(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # weights that did not move
+        tightening = slope(np.log(radius))
+    # T - 1 of the T steps of a cycle.
+    turned = between.sum(axis=1) / (2 * np.pi) * T / max(T - 1, 1)
+    return {"turned": turned, "radius": radius, "tightening": tightening}
+
+
+def either_way(turned: Floats, rng: np.random.Generator, draws: int = 4096) -> Floats:
+    """(draw, …): turns an epoch, |mean over cycles| of (cycle, …) signed ones, the observed first;
+    and with each cycle turned either way: all ways, or `draws` random ones when there are more."""
+    cycles = len(turned)
+    if 2**cycles <= draws:
+        signs = 1 - 2 * (np.arange(2**cycles)[:, None] >> np.arange(cycles) & 1)
+    else:
+        signs = np.append(np.ones((1, cycles)), rng.choice([-1, 1], (draws, cycles)), axis=0)
+    return np.abs(np.tensordot(signs, turned, axes=1)) / cycles
 
 
 def stripe(residual: Floats, T: int) -> float:
@@ -204,41 +229,25 @@ def stripes_of_orders(moved: Floats, columns: Sequence[slice], orders: Ints, T: 
     return stripes
 
 
-def stripe_interval(cosine: Floats, T: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Bounds of the stripe of an (n, n) map of residuals, a bootstrap over places in the cycle, of
-    the first of each pair."""
-    sums, counts = np.zeros((2, T)), np.zeros((2, T))  # (whole cycles or other lags, place)
-    for i, row in enumerate(cosine):
-        whole, beyond = row[i + T :: T], row[i + T // 2 + 1 :]
-        sums[:, i % T] += whole.sum(), beyond.sum() - whole.sum()
-        counts[:, i % T] += len(whole), len(beyond) - len(whole)
+def staircases(size: Floats, T: int, begin: int) -> Floats:
+    """(T, group): R² of a level for each epoch minus that of a straight line, of (E·T, group)
+    sizes, with epochs that begin at each of the T places, `begin` first. NaN where a size is.
 
-    def statistic(drawn: Ints) -> Floats:
-        means = sums[:, drawn].sum(axis=-1) / np.maximum(counts[:, drawn].sum(axis=-1), 1)
-        return means[0] - means[1]
-
-    return bootstrap_interval(statistic, T, rng)
-
-
-def staircase(size: Floats, T: int, left_out: Ints, begin: int) -> tuple[float, float]:
-    """R² of a level for each epoch minus that of a straight line, of (E·T,) values without those
-    at `left_out`, and the share of all T places to begin an epoch at which levels fit as well as
-    at `begin`."""
-    counted = np.isfinite(size)
-    counted[left_out] = False
-    if counted.sum() < 2 * T - len(left_out) or np.ptp(size[counted]) == 0:
-        return np.nan, np.nan
-    y, x = size[counted], np.flatnonzero(counted)
-
-    def unexplained(place: int) -> float:
-        """Sum of squares about the levels of stretches of T episodes that begin at `place`."""
-        level = (x - place) // T
-        level -= level.min()
-        means = np.bincount(level, y) / np.maximum(np.bincount(level), 1)
-        return float(((y - means[level]) ** 2).sum())
-
-    line = np.polyval(np.polyfit(x, y, 1), x)
-    whole = ((y - y.mean()) ** 2).sum()
-    fits = np.array([unexplained(place) for place in range(T)])
-    r2 = 1 - fits[begin % T] / whole - (1 - ((y - line) ** 2).sum() / whole)
-    return float(r2), float((fits <= fits[begin % T] * (1 + 1e-9)).mean())
+    All places have E levels, of the same episodes: the sizes go on after their end as they began,
+    lower by as much as the line falls. Of sizes that fall steadily no place fits better than
+    another.
+    """
+    time = np.arange(len(size)) - (len(size) - 1) / 2
+    level = size - size.mean(axis=0)
+    fall = time @ level / (time @ time)  # (group,), by episode
+    rest = level - time[:, None] * fall
+    place = np.arange(T) - (T - 1) / 2
+    fits = []
+    for start in range(begin, begin + T):
+        cycles = rearrange(
+            np.roll(rest, -start, axis=0), "(e place) group -> e place group", place=T
+        )
+        cycles = cycles + place[:, None] * fall
+        fits.append(((cycles - cycles.mean(axis=1, keepdims=True)) ** 2).sum(axis=(0, 1)))
+    with np.errstate(invalid="ignore", divide="ignore"):  # sizes that are all the same
+        return ((rest**2).sum(axis=0) - np.stack(fits)) / (level**2).sum(axis=0)

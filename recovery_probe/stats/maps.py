@@ -110,21 +110,3 @@ def debiased_cka(centred: Floats) -> Floats:
         layer=centred.shape[1],
         layer2=centred.shape[1],
     )
-
-
-def cka_to_first(
-    centred: Floats, rng: np.random.Generator, permutations: int
-) -> tuple[Floats, Floats]:
-    """(epoch, layer): linear CKA of each epoch with the first at one layer, NaN for the first
-    itself; and its one-sided p-value, of giving the documents of the first in random order."""
-    first, size = centred[:1], np.sqrt((centred**2).sum(axis=(-1, -2)))
-
-    def cka(order: Ints) -> Floats:
-        ordered = first[..., order, :][..., order]
-        return (centred * ordered).sum(axis=(-1, -2)) / (size * size[:1])
-
-    documents = centred.shape[-1]
-    value = cka(np.arange(documents))
-    value[0] = np.nan
-    null = np.stack([cka(rng.permutation(documents)) for _ in range(permutations)])
-    return value, permutation_p(value, null)
