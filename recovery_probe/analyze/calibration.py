@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 STORED = resources.files("recovery_probe.analyze") / "calibration.json"
 KINDS = {"p": "p < .05", "interval": "interval without 0", "coverage": "interval with the mean"}
 BY_AGE = ("age_curve.matched_fall", "age_curve.gain", "age_curve.excess", "recovery.difference")
+BY_TURN = ("online_loss.difference", "token_recovery.total_regained_difference")
+PAIRS = ("gradient_similarity.distance_r", "gradient_similarity.near_minus_far")
 ROTATED = (
     "weight_cyclicity.cycle_share",
     "weight_cyclicity.period_share",
     "weight_cyclicity.order",
     "weight_residuals.stripe",
 )
-PAIRS = ("gradient_similarity.distance_r", "gradient_similarity.near_minus_far")
+STEPS = ("step_sizes.staircase",)
 
 
 @dataclass
@@ -79,14 +81,15 @@ TRUTHS = (
     Truth("forgetting by age", AgeOnly, {"noise": 0.1}, BY_AGE),
     Truth("the same, noise with a memory", AgeOnly, {"noise": 0.1, "memory": 0.8}, BY_AGE),
     Truth("drift", Drift, {}, BY_AGE),
-    Truth("decelerating drift", DeceleratingDrift, {}, ROTATED),
     Truth("shock to all documents", CommonShock, {}, BY_AGE),
+    Truth("decelerating drift", DeceleratingDrift, {}, ROTATED),
     Truth("least squares, nothing shared", LinearDocuments, {"share": 0.0}, PAIRS),
-    Truth("least squares, two shuffles", Reshuffled, {}, (*BY_AGE, *ROTATED, *PAIRS)),
-    Truth("planted .1", AgeOnly, {"noise": 0.1, "planted": 0.1}, planted=BY_AGE),
-    Truth("planted .25", AgeOnly, {"noise": 0.1, "planted": 0.25}, planted=BY_AGE),
-    Truth("planted .5", AgeOnly, {"noise": 0.1, "planted": 0.5}, planted=BY_AGE),
-    Truth("least squares, half shared", LinearDocuments, {}, planted=(*BY_AGE, *ROTATED)),
+    Truth("two shuffles", Reshuffled, {}, (*BY_AGE, *BY_TURN, *PAIRS, *ROTATED, *STEPS)),
+    *(
+        Truth(f"{share:g} planted", AgeOnly, {"noise": 0.1, "planted": share}, planted=BY_AGE)
+        for share in (0.1, 0.25, 0.5)
+    ),
+    Truth("least squares, half shared", LinearDocuments, planted=(*BY_AGE, *BY_TURN, *ROTATED)),
 )
 
 
@@ -113,16 +116,17 @@ def calibrate(
     analyses: Sequence[Analysis] = (),
     truths: Sequence[Truth] = TRUTHS,
 ) -> dict[str, Any]:
-    """Draw every truth `draws` times in this shape, put the analyses to each (all installed ones
-    that it has the numbers for, when none is given), and write `out/calibration.json` and the
-    figure. What the file has already of the same shape and as many draws is kept: an interrupted
-    one goes on where it stopped. Returns what the file holds: `shape`, `draws` and `rows`.
+    """Draw every truth `draws` times in this shape, put analyses to each (those of which it plants
+    nothing or something, when none is given), and write `out/calibration.json` and the figure. What
+    the file has already of the same shape and as many draws is kept: an interrupted one goes on
+    where it stopped. Returns what the file holds: `shape`, `draws` and `rows`.
 
     A row: truth, analysis, estimate, `kind` (p: how often p < .05; interval: how often the interval
     is without the null; coverage: how often it holds the mean of all draws), `role` (`nothing` or
     `planted`, or neither), draws, rate, and its 95% interval low, high (Clopper and Pearson).
+
+    Raises `InputError` where the file is of another shape or number of draws.
     """
-    chosen = list(analyses) or _installed()
     table: dict[str, Any] = {"shape": asdict(shape), "draws": draws, "rows": []}
     path = out / "calibration.json"
     if path.exists():
@@ -135,18 +139,16 @@ def calibrate(
     out.mkdir(parents=True, exist_ok=True)
     for truth in truths:
         if truth.name not in {row["truth"] for row in table["rows"]}:
-            table["rows"] += _of_truth(truth, shape, draws, chosen)
+            table["rows"] += _of_truth(truth, shape, draws, analyses or _of(truth))
             write_json(path, table)
     plots.write(draw(table), out / "calibration")
     return table
 
 
-def _installed() -> list[Analysis]:
-    kinds = [plugins.find("analyses", name) for name in sorted(plugins.installed("analyses"))]
-    made = [plugins.made(kind, {}, kind.name) for kind in kinds if kind.needs]
-    return [analysis for analysis in made if not hasattr(analysis, "from_checkpoint")] + [
-        analysis for analysis in made if analysis.name == "gradient_similarity"
-    ]
+def _of(truth: Truth) -> list[Analysis]:
+    """The analyses whose estimates it names."""
+    names = dict.fromkeys(name.partition(".")[0] for name in (*truth.nothing, *truth.planted))
+    return [plugins.made(plugins.find("analyses", name), {}, name) for name in names]
 
 
 def _of_truth(
