@@ -135,7 +135,8 @@ def test_no_file_is_long() -> None:
         "from recovery_probe.cli import main; main(['analyze', '--help'])",
         "from recovery_probe.cli import main; main(['analyze', '--list'])",
         "from recovery_probe.cli import main; main(['simulate', 'age_only', '--help'])",
-        "import recovery_probe as rp; rp.simulate('age_only', sys.argv[1] + '/../x', epochs=1)",
+        "import tempfile, recovery_probe as rp\n"
+        "with tempfile.TemporaryDirectory() as out: rp.simulate('age_only', out, epochs=1)",
         "import recovery_probe as rp; rp.open_run(sys.argv[1]).losses.mean()",
         "import recovery_probe as rp; rp.preset('quickstart', **{'optimizer.name': 'adam'})",
     ],

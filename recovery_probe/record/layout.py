@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -17,6 +18,20 @@ TRAINING = "training"  # the group of the record that is no recorder's
 Time = Literal["step", "episodes_done"]
 STEP: Final = "step"
 EPISODE: Final = "episodes_done"
+
+
+def check_format(run: Path, found: Any) -> None:
+    """Raise `InputError` for a record of a format that this version does not read."""
+    if found is None:
+        raise InputError(
+            f"{run}: its record says no format: it was written before there was one, and cannot be "
+            "read; train again"
+        )
+    if not isinstance(found, int) or found > FORMAT:
+        raise InputError(
+            f"{run}: its record is of format {found}, and this version reads up to {FORMAT}: "
+            "install a newer recovery_probe"
+        )
 
 
 @dataclass(frozen=True)

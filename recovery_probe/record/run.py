@@ -29,7 +29,7 @@ from recovery_probe import config, plugins, stats
 from recovery_probe.errors import Damaged, InputError, Missing, NotRecorded
 from recovery_probe.record import labels, mends, store
 from recovery_probe.record.folder import as_path, checkpoint_folder, checkpoints, is_run
-from recovery_probe.record.layout import EPISODE, FORMAT, STEP, TRAINING, Timeline
+from recovery_probe.record.layout import EPISODE, STEP, TRAINING, Timeline, check_format
 from recovery_probe.seeds import generator
 from recovery_probe.settings import Settings
 
@@ -53,7 +53,7 @@ class Run:
         self.path = path
         with store.reading(path / "record.zarr"):
             root = zarr.open_group(path / "record.zarr", mode="r")
-            self._check_format(root.attrs.get("format"))
+            check_format(path, root.attrs.get("format"))
         self.config: Settings = config.read(path / "config.toml")
         with store.reading(path / "provenance.json"):
             self.provenance: dict[str, Any] = json.loads(
@@ -75,18 +75,6 @@ class Run:
                 f"{path}: damaged: rows_committed is {self._rows}, where a run of {total - 1} "
                 f"episodes that is {self.provenance['status']} has another; bring back a copy, or "
                 "train again"
-            )
-
-    def _check_format(self, found: Any) -> None:
-        if found is None:
-            raise InputError(
-                f"{self.path}: its record says no format: it was written before there was one, "
-                "and cannot be read; train again"
-            )
-        if not isinstance(found, int) or found > FORMAT:
-            raise InputError(
-                f"{self.path}: its record is of format {found}, and this version reads up to "
-                f"{FORMAT}: install a newer recovery_probe"
             )
 
     @functools.cached_property
