@@ -171,12 +171,14 @@ class GradientSimilarity(Analysis):
         def clause(part: xr.Dataset) -> str:
             names = ("overall", "held_out", "near_minus_far", "distance_r_before", "distance_r")
             overall, held_out, near, before, r = (estimate.get(part, name) for name in names)
+            place = part.peak.item()
+            peak = "is not defined" if np.isnan(place) else f"lies at {place:.2f} of the cycle"
             return (
                 f"mean cosine {overall} with other documents, {held_out} with held-out ones; after "
                 f"document effects neighbours exceed documents half a cycle apart by {near}; "
-                f"cosine and distance correlate by {before.value:.2f}, after document effects, "
+                f"cosine and distance correlate by {before.with_test()}, after document effects, "
                 f"straight lag and recency by {r.with_test(undefined=UNDEFINED)}; the largest "
-                f"mean, which some document always has, lies at {part.peak.item():.2f} of the cycle"
+                f"mean, which some document always has, {peak}"
             )
 
         text = f"After {int(last.episodes_done)} episodes, gradients of all modules. "
