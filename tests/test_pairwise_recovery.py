@@ -14,7 +14,6 @@ from recovery_probe_analyses import pairwise_recovery
 from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery
 
 import recovery_probe as rp
-from recovery_probe import stats
 from recovery_probe.errors import Missing
 
 
@@ -64,14 +63,3 @@ def test_what_is_missing_is_named(pair: rp.Run, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(Missing, match="no checkpoints; train again"):
         again(rp.open_run(tmp_path / "run"))
-
-
-def test_mantel_leaves_out_pairs_without_a_value() -> None:
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=(9, 9))
-    b = 2 * a + rng.normal(size=(9, 9))
-    a[2, 5] = a[5, 2] = np.nan
-    kept = ~np.eye(9, dtype=bool) & np.isfinite(a)
-    r, p = stats.mantel(a, b, rng)
-    assert r == pytest.approx(np.corrcoef(a[kept], b[kept])[0, 1])
-    assert p < 0.01

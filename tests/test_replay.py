@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import xarray as xr
 from conftest import tiny
-from recovery_probe_analyses import gradient_similarity, pairwise_recovery
+from recovery_probe_analyses import pairwise_recovery
 from recovery_probe_analyses.gradient_similarity import GradientSimilarity
 from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery
 
 import recovery_probe as rp
-from recovery_probe import stats
 from recovery_probe.analyze.across import across
 from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.modules import module_groups
@@ -77,44 +75,6 @@ def test_modules_are_not_drawn_as_blocks(run: rp.Run) -> None:
         lines.append([len(axes.lines) for axes in fig.axes])
     assert lines[0] == lines[1]
     assert max(lines[0]) == 3  # two blocks, and all modules
-
-
-def test_planted_maps_give_back_their_structure() -> None:
-    T = 12
-    index = np.arange(T)
-    apart = np.abs(index[:, None] - index)
-    ring = 0.5 + 0.4 * np.cos(2 * np.pi * apart / T)
-
-    def numbers(cosine: np.ndarray, order: np.ndarray = index) -> xr.Dataset:
-        rng = np.random.default_rng(0)
-        return gradient_similarity._numbers(cosine[None], order, rng).isel(group=0)
-
-    ringed = found = numbers(ring)
-    np.testing.assert_allclose(found.by_lag, 0.5 + 0.4 * np.cos(2 * np.pi * np.arange(1, 7) / T))
-    assert found.near_minus_far.item() == pytest.approx(ring[0, 1] - ring[0, 6])
-    assert found.distance_r.item() < -0.95
-    assert found.distance_r_p.item() == 1 / 500
-    hill = np.exp(-((index - 7) ** 2) / 8)
-    found = numbers(np.outer(hill, hill))
-    assert found.peak.item() == pytest.approx(7 / 11)
-    assert found.peak_high - found.peak_low < 0.3
-    noise = np.random.default_rng(0).normal(size=(T, T))
-    found = numbers((noise + noise.T) / 9)
-    assert found.peak_high - found.peak_low > 0.5, "no peak in noise"
-    # Documents that come in another order: what counts is their place in it.
-    order = np.random.default_rng(1).permutation(T)
-    place = np.argsort(order)
-    xr.testing.assert_equal(numbers(ring[np.ix_(place, place)], order), ringed)
-
-
-def test_mantel_is_right_by_brute_force_and_under_noise() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 9, 9))
-    off = ~np.eye(9, dtype=bool)
-    assert stats.mantel(a, b, rng, 9)[0] == pytest.approx(np.corrcoef(a[off], b[off])[0, 1])
-    p = [stats.mantel(*rng.normal(size=(2, 9, 9)), rng, 99)[1] for _ in range(200)]
-    assert 0.02 <= np.mean(np.array(p) <= 0.05) <= 0.08
-    assert stats.mantel(a, 2 * a + 0.1 * b, rng)[1] == 1 / 1000
 
 
 def test_drops_are_those_of_naive_copies(run: rp.Run) -> None:

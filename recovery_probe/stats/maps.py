@@ -6,12 +6,7 @@ from __future__ import annotations
 import numpy as np
 from einops import rearrange
 
-from recovery_probe.stats.inference import (
-    Floats,
-    Ints,
-    permutation_p,
-    resampled_means_of_counted,
-)
+from recovery_probe.stats.inference import Floats, Ints, mean_of_counted, permutation_p
 
 
 def cosines(gram: Floats) -> Floats:
@@ -26,24 +21,12 @@ def by_lag(episodes: Floats) -> Floats:
     return np.array([np.diagonal(episodes, lag).mean() for lag in range(len(episodes))])
 
 
-def at_lag(cycle: Floats, lag: int) -> Floats:
-    """(T,): each document with the one `lag` places on in the cycle."""
-    place = np.arange(len(cycle))
-    return cycle[place, (place + lag) % len(cycle)]
-
-
 def by_cyclic_lag(cycle: Floats) -> Floats:
-    """(T // 2,): mean over documents 1, 2, … places apart in the cycle."""
-    return np.array([at_lag(cycle, lag).mean() for lag in range(1, len(cycle) // 2 + 1)])
-
-
-def near_minus_far(cycle: Floats) -> Floats:
-    """(T,): each document with its two neighbours minus with those across the cycle, which differ
-    from four documents on; NaN for fewer."""
-    if len(cycle) < 4:
-        return np.full(len(cycle), np.nan)
-    near, far = ((at_lag(cycle, lag) + at_lag(cycle, -lag)) / 2 for lag in (1, len(cycle) // 2))
-    return near - far
+    """(…, T // 2): mean over documents 1, 2, … places apart in the cycle, of (…, T, T) maps;
+    without NaN."""
+    apart = distances(cycle.shape[-1])
+    lags = range(1, cycle.shape[-1] // 2 + 1)
+    return np.stack([mean_of_counted(cycle[..., apart == lag]) for lag in lags], axis=-1)
 
 
 def distances(documents: int) -> Floats:
@@ -53,38 +36,22 @@ def distances(documents: int) -> Floats:
     return np.minimum(apart, documents - apart).astype(float)
 
 
-def peaks(cycle: Floats, drawn: Ints) -> Floats:
-    """(resamples,): where in the cycle (0 first, 1 last) the document stands whose mean with the
-    (resamples, T) `drawn` others is largest, of a symmetric map with NaN on its diagonal."""
-    means = resampled_means_of_counted(cycle, drawn)
-    return np.nanargmax(np.where(np.isnan(means), -2, means), axis=1) / (len(cycle) - 1)
+def since_last(schedule: Ints, episodes: int, documents: int) -> Floats:
+    """(T, T): how far apart documents are in the order in which each was last trained on, of the
+    first `episodes` of a schedule; those that were not yet are together, first."""
+    last = np.full(documents, -1)
+    last[schedule[:episodes]] = np.arange(episodes)  # of several places the last is kept
+    _, rank = np.unique(last, return_inverse=True)
+    return np.abs(rank[:, None] - rank).astype(float)
 
 
-def mantel(
-    a: Floats, b: Floats, rng: np.random.Generator, permutations: int = 999
-) -> tuple[float, float]:
-    """Correlation between two (n, n) maps off their diagonals, and its two-sided p-value over
-    random orders of the items of one of them (Mantel 1967). Pairs without a value are left out."""
-    n = len(a)
-    counted = ~np.eye(n, dtype=bool) & np.isfinite(a) & np.isfinite(b)
-    if counted.sum() < 3:
-        return np.nan, np.nan
-    counted &= counted.T  # so that an order moves whole pairs
-    orders = [np.arange(n), *(rng.permutation(n) for _ in range(permutations))]
-    r = np.full(len(orders), np.nan)
-    if counted.sum() == n * (n - 1):  # every order has the same pairs: one mean, one scale
-        off = ~np.eye(n, dtype=bool)
-        x, y = (np.where(off, m - m[off].mean(), 0.0) for m in (a, b))
-        if (scale := np.sqrt((x**2).sum() * (y**2).sum())) > 0:
-            r = np.array([(x[order][:, order] * y).sum() for order in orders]) / scale
-        return float(r[0]), float(permutation_p(abs(r[0]), np.abs(r[1:])))
-    for k, order in enumerate(orders):  # one at a time: a map of many documents is large
-        both = counted & counted[np.ix_(order, order)]
-        x, y = a[np.ix_(order, order)][both], b[both]
-        x, y = x - x.mean(), y - y.mean()
-        scale = np.sqrt((x @ x) * (y @ y))
-        r[k] = x @ y / scale if scale > 0 else np.nan
-    return float(r[0]), float(permutation_p(abs(r[0]), np.abs(r[1:])))
+def peak(cycle: Floats) -> Floats:
+    """(…,): where in the cycle (0 first, 1 last) the document stands whose mean with the others is
+    largest, of (…, T, T) maps; NaN where none has one."""
+    documents = cycle.shape[-1]
+    means = mean_of_counted(np.where(np.eye(documents, dtype=bool), np.nan, cycle))
+    place = np.where(np.isfinite(means), means, -np.inf).argmax(axis=-1) / max(documents - 1, 1)
+    return np.where(np.isfinite(means).any(axis=-1), place, np.nan)
 
 
 def u_centred(gram: Floats) -> Floats:
