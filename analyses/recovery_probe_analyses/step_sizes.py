@@ -106,12 +106,12 @@ class StepSizes(Analysis):
                 "p": f"weights: {_about_p(T)}; activation: {_about_p(T - 1)}",
             },
         )
-        both = {
-            part: np.append(values, of_activation.parts[part])
-            for part, values in of_weights.parts.items()
-        }
-        value = np.append(of_weights.value, of_activation.value)
-        estimate.put(dataset, "staircase", "size", Estimate(value, **both), alternative="greater")
+        value, null, p, adjusted = (
+            np.append(getattr(of_weights, part), getattr(of_activation, part))
+            for part in ("value", "null", "p", "p_adjusted")
+        )
+        staircase = Estimate(value, p=p, null=null, p_adjusted=adjusted)
+        estimate.put(dataset, "staircase", "size", staircase, alternative="greater")
         return dataset
 
     @plots.styled
