@@ -179,7 +179,9 @@ class WeightCyclicity(Analysis):
                 axes.plot(tested.value[clear], place[clear], "o", color=colour)
             axes.set(xlabel=label, xlim=(0, 1.02), yticks=place, yticklabels=dataset.group.values)
             axes.invert_yaxis()
-        panels["share"].legend(loc="center right", title="filled: corrected p < .05", title_fontsize=7)
+        panels["share"].legend(
+            loc="center right", title="filled: corrected p < .05", title_fontsize=7
+        )
         return fig
 
     def verdict(self, dataset: xr.Dataset) -> str:
