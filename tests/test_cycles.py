@@ -11,18 +11,38 @@ from recovery_probe import stats
 from recovery_probe.stats import coherence, components, geometry, stripe
 
 T, EPOCHS, WIDTH = 10, 8, 30
+SHARES = ("period_share", "cycle_share", "order")
 
 
 def updates_of(kind: str, rng: np.random.Generator) -> np.ndarray:
-    """(E·T, d) updates without anything that epochs share."""
-    if kind == "random walk":
-        return rng.normal(size=(EPOCHS * T, WIDTH))
-    if kind == "white noise":
-        return np.diff(rng.normal(size=(EPOCHS * T + 1, WIDTH)), axis=0)
-    own = rng.normal(size=(T, WIDTH))  # each document's update, in a new order every epoch
-    shrink = 0.9 ** np.arange(EPOCHS)
-    orders = [shrink[e] * own[rng.permutation(T)] for e in range(EPOCHS)]
-    return np.concatenate(orders) + 0.3 * rng.normal(size=(EPOCHS * T, WIDTH))
+    """(E·T, d) updates without anything that epochs share but, of some, a trend."""
+    noise = rng.normal(size=(EPOCHS * T, WIDTH))
+    direction = rng.normal(size=WIDTH)
+    time = np.arange(EPOCHS * T + 1)[:, None] / T  # in epochs
+    match kind:
+        case "white noise":
+            return np.diff(rng.normal(size=(EPOCHS * T + 1, WIDTH)), axis=0)
+        case "slowing drift":
+            return noise + np.diff(-90 * np.exp(-time) * direction, axis=0)
+        case "drift as a root of time":
+            return noise + np.diff(100 * np.sqrt(time / EPOCHS) * direction, axis=0)
+        case "shuffled":
+            return own_updates(rng, *free_orders(rng, T, 0))[0] + 0.3 * noise
+    return noise
+
+
+def free_orders(rng: np.random.Generator, documents: int, kept: int) -> tuple[np.ndarray, int]:
+    """A new order every epoch, the first `kept` documents in their places; and T."""
+    orders = [[*range(kept), *(kept + rng.permutation(documents - kept))] for _ in range(EPOCHS)]
+    return np.array(orders).ravel(), documents
+
+
+def own_updates(
+    rng: np.random.Generator, order: np.ndarray, documents: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each document's own update, a tenth smaller every epoch, in an order."""
+    shrink = 0.9 ** np.repeat(np.arange(EPOCHS), documents)
+    return shrink[:, None] * rng.normal(size=(documents, WIDTH))[order], order
 
 
 def helix(rng: np.random.Generator, turns: int = 1, noise: float = 0.05) -> np.ndarray:
@@ -35,25 +55,106 @@ def helix(rng: np.random.Generator, turns: int = 1, noise: float = 0.05) -> np.n
     return np.diff(path, axis=0)
 
 
-@pytest.mark.parametrize("kind", ["random walk", "white noise", "shuffled"])
+KINDS = ("random walk", "white noise", "shuffled", "slowing drift", "drift as a root of time")
+
+
+def rates(p: list[np.ndarray]) -> np.ndarray:
+    return (np.array(p) <= 0.05 + 1e-9).mean(axis=0)
+
+
+def stripe_p(moved: np.ndarray, documents: int, rng: np.random.Generator) -> np.ndarray:
+    """Of 39 rotations, with all maps at once."""
+    epochs = len(moved) // documents
+    orders = stats.rotations(documents, epochs, 39, rng)
+    orders = np.concatenate([np.arange(len(moved))[None], orders])
+    rest = stats.without_trend(moved, documents)
+    residual = residual_map(documents, epochs) @ rest[orders]
+    cosine = stats.cosines(residual @ residual.transpose(0, 2, 1))
+    i, j = np.triu_indices(cosine.shape[1], documents // 2 + 1)
+    whole = (j - i) % documents == 0
+    pairs = cosine[:, i, j]
+    return stats.of_draws((pairs[:, whole].mean(axis=1) - pairs[:, ~whole].mean(axis=1))[:, None])[
+        0
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_chance_gives_uniform_p_values(kind: str) -> None:
     p = []
-    for seed in range(200):
+    for seed in range(1000, 1300):
         rng = np.random.default_rng(seed)
-        moved = updates_of(kind, rng)
-        found = coherence(moved, T, 99, rng)
-        null = [
-            stripe(stats.episode_residuals(moved[o], T)[0], T)
-            for o in stats.rotations(T, EPOCHS, 99, rng)
-        ]
-        observed = stripe(stats.episode_residuals(moved, T)[0], T)
+        rest = stats.without_trend(updates_of(kind, rng), T)
+        found = coherence(rest, T, 99, rng)
+        turns = stats.either_way(geometry(rest, T)["turned"], rng)
+        draws = [found[name] for name in SHARES]
         p.append(
-            [found[f"{name}_p"] for name in ("period_share", "cycle_share", "order")]
-            + [float(stats.permutation_p(observed, np.array(null)))]
-            + [geometry(moved, T)["turns_p"]]
+            [*stats.of_draws(np.stack(draws, axis=1))[0], stats.of_draws(turns[:, None])[0][0]]
         )
-    rates = (np.array(p) <= 0.05).mean(axis=0)
-    assert ((rates >= 0.02) & (rates <= 0.08)).all(), rates
+    found = rates(p)
+    assert ((found >= 0.02) & (found <= 0.08)).all(), found
+
+
+def test_a_drift_that_slows_down_is_a_cycle_until_it_is_taken_out() -> None:
+    p = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        draws = coherence(updates_of("slowing drift", rng), T, 99, rng)["cycle_share"]
+        p.append(stats.of_draws(draws[:, None])[0])
+    assert rates(p)[0] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["random walk", "slowing drift", "keep_first"])
+def test_chance_makes_no_stripes(kind: str) -> None:
+    """In a schedule that keeps document 0 first its own updates are stripes, unless left out."""
+    p, with_it = [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        if kind != "keep_first":
+            p.append(stripe_p(updates_of(kind, rng)[: 5 * T], T, rng))
+            continue
+        moved, order = own_updates(rng, *free_orders(rng, T, 1))
+        moved = (moved + 0.3 * rng.normal(size=moved.shape))[: 5 * T]
+        free = stats.free_to_move(order[: 5 * T], T)
+        p.append(stripe_p(moved[free], free.sum() // 5, rng))
+        with_it.append(stripe_p(moved, T, rng))
+    assert 0.02 <= rates(p)[0] <= 0.08, rates(p)
+    assert kind != "keep_first" or rates(with_it)[0] > 0.25
+
+
+def test_places_that_are_kept() -> None:
+    order, _ = free_orders(np.random.default_rng(0), T, 2)
+    assert stats.free_to_move(order, T).reshape(EPOCHS, T).sum(axis=1).tolist() == [T - 2] * EPOCHS
+    assert stats.free_to_move(np.tile(np.arange(T), EPOCHS), T).all(), "a cycle"
+
+
+@pytest.mark.parametrize("amount", [0.3, 0.5])
+def test_power_for_updates_that_repeat(amount: float) -> None:
+    """Taking out a trend does not take out the cycle, be the drift steady or slowing."""
+    found = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        repeated = np.tile(rng.normal(size=(T, WIDTH)), (EPOCHS, 1))
+        rest = stats.without_trend(amount * repeated + updates_of("slowing drift", rng), T)
+        draws = coherence(rest, T, 99, rng)
+        found.append(stats.of_draws(np.stack([draws[name] for name in SHARES], axis=1))[0])
+    period, cycle, _ = rates(found)
+    assert period > 0.6
+    assert cycle > 0.9
+
+
+def test_a_trend_is_a_polynomial_of_the_path() -> None:
+    rng = np.random.default_rng(0)
+    time = np.arange(EPOCHS * T + 1.0)
+    degree = EPOCHS // 2 + 1
+    path = np.polyval(rng.normal(size=degree + 1), time / len(time))
+    rest = stats.without_trend(np.diff(path)[:, None], T)
+    np.testing.assert_allclose(rest, 0, atol=1e-12)
+    moved = rng.normal(size=(EPOCHS * T, 2))
+    walk = np.concatenate([np.zeros((1, 2)), moved.cumsum(axis=0)])
+    for axis in range(2):
+        trend = np.polynomial.Polynomial.fit(time, walk[:, axis], degree)(time)
+        expected = np.diff(walk[:, axis] - trend)
+        np.testing.assert_allclose(stats.without_trend(moved, T)[:, axis], expected, atol=1e-9)
 
 
 def mean_stripe(cosine: np.ndarray, documents: int) -> float:
@@ -126,32 +227,37 @@ def test_p_values_are_those_of_the_whole_maps(documents: int, epochs: int, width
 
     if documents > 2:  # two make a line, and no loop
         observed = np.array(statistics(np.arange(len(moved))))
-        p = stats.permutation_p(observed, np.array([statistics(o) for o in orders]))
+        expected = np.array([observed, *(statistics(o) for o in orders)]).T
         found = coherence(vectors, documents, 49, np.random.default_rng(3))
-        names = ("period_share", "cycle_share", "order")
-        np.testing.assert_allclose([found[n] for n in names], observed, atol=1e-10)
         tested = 3 if documents > 3 else 2  # of three, two places of a loop tie
-        np.testing.assert_allclose([found[f"{n}_p"] for n in names][:tested], p[:tested])
+        for name, draws in list(zip(SHARES, expected, strict=True))[:tested]:
+            np.testing.assert_allclose(found[name], draws, atol=1e-10)
     else:
-        assert np.isnan(coherence(vectors, 2, 9, rng)["cycle_share"])
+        found = coherence(vectors, 2, 9, rng)
+        assert all(np.isnan(found[name]).all() for name in SHARES)
 
 
 def test_a_planted_helix_is_found() -> None:
     rng = np.random.default_rng(0)
     moved = helix(rng)
+    moved = stats.without_trend(moved, T)
     found = coherence(moved, T, 199, rng) | geometry(moved, T)
-    assert found["period_share"] > 0.8
-    assert found["order"] > 0.95
-    assert found["turns"] == pytest.approx(1, abs=0.02)
+    assert found["period_share"][0] > 0.8
+    assert found["order"][0] > 0.95
     assert found["tightening"] == pytest.approx(np.log(0.85), abs=0.03)
-    assert all(found[f"{n}_p"] < 0.01 for n in ("period_share", "cycle_share", "order"))
-    assert found["tightening_p"] < 0.01
-    assert found["turns_p"] == 2.0 ** (1 - (EPOCHS - 1))  # the least that seven cycles can give
+    p, null, _ = stats.of_draws(np.stack([found[name] for name in SHARES], axis=1))
+    assert (p < 0.01).all()
+    assert null[1] == pytest.approx(1 / EPOCHS, abs=0.03)
+    turns = stats.either_way(found["turned"], rng)
+    assert turns[0] == pytest.approx(1, abs=0.02)
+    assert len(turns) == 2 ** (EPOCHS - 1)
+    # The least that seven cycles can give.
+    assert stats.of_draws(turns[:, None])[0] == 2.0 ** (1 - (EPOCHS - 1))
     # Twice round an epoch is another period, and not the documents' order along one turn.
     twice = helix(rng, turns=2)
     other = coherence(twice, T, 199, rng)
-    assert other["period_share"] < 0.1 < 0.8 < other["cycle_share"]
-    assert geometry(twice, T)["turns"] == pytest.approx(2, abs=0.05)
+    assert other["period_share"][0] < 0.1 < 0.8 < other["cycle_share"][0]
+    assert abs(geometry(twice, T)["turned"].mean()) == pytest.approx(2, abs=0.05)
 
 
 def test_stripes_are_found_at_whole_cycles() -> None:
@@ -171,25 +277,6 @@ def test_stripes_are_found_at_whole_cycles() -> None:
     assert curve[T] > 0.95
     assert curve[T // 2] < -0.95
     assert np.isnan(stripe(residual * (np.arange(len(residual)) > 0)[:, None], T))
-
-
-def test_the_interval_of_a_stripe_draws_places_of_the_cycle() -> None:
-    documents, n = 4, 19
-    cosine = np.random.default_rng(0).normal(size=(n, n))
-    values: dict[bool, list[list[float]]] = {
-        whole: [[] for _ in range(documents)] for whole in (True, False)
-    }
-    for i, j in itertools.combinations(range(n), 2):
-        if j - i > documents // 2:
-            values[(j - i) % documents == 0][i % documents].append(cosine[i, j])
-    drawn = np.random.default_rng(1).integers(documents, size=(2000, documents))
-    stripes = [
-        np.mean(np.concatenate([values[True][p] for p in places]))
-        - np.mean(np.concatenate([values[False][p] for p in places]))
-        for places in drawn
-    ]
-    found = stats.stripe_interval(cosine, documents, np.random.default_rng(1))
-    np.testing.assert_allclose(found, np.quantile(stripes, [0.025, 0.975]))
 
 
 def test_components_are_those_of_the_singular_value_decomposition() -> None:
@@ -251,31 +338,44 @@ def test_cka_by_the_formula_of_unbiased_hsic() -> None:
     assert abs(cka[np.triu_indices(200, 1)].mean()) < 0.01, "0 for what has nothing in common"
 
 
-def test_cka_to_the_first_epoch_has_its_null() -> None:
-    rng = np.random.default_rng(0)
-    kept, new = rng.normal(size=(8, 20)), rng.normal(size=(3, 8, 20))
-    x = np.stack([kept + 0.1 * new, new], axis=1)  # (epoch, layer, document, width)
-    grams = stats.u_centred(x @ np.swapaxes(x, -1, -2))
-    value, p = stats.cka_to_first(grams, rng, 199)
-    cka = stats.debiased_cka(grams)
-    for epoch, layer in itertools.product((1, 2), (0, 1)):
-        assert value[epoch, layer] == pytest.approx(cka[epoch, layer, 0, layer])
-    assert np.isnan(value[0]).all()
-    assert np.isnan(p[0]).all()
-    assert (p[1:, 0] == 1 / 200).all(), "a geometry that stays"
-    assert (p[1:, 1] > 0.02).all(), "none"
+def stairs(kind: str, documents: int, rng: np.random.Generator) -> np.ndarray:
+    """(6·T, 2): log sizes that fall by steps or steadily, the second with the documents' own."""
+    time = np.arange(6 * documents) / documents
+    fall = np.floor(time) if kind == "steps" else time
+    own = np.tile(rng.normal(size=documents), 6)
+    noise = 0.1 * rng.normal(size=(2, len(time)))
+    return np.stack([-0.3 * fall + noise[0], -0.3 * fall + noise[1] + 0.1 * own], axis=1)
 
 
 def test_a_staircase_is_told_from_a_slope() -> None:
     rng = np.random.default_rng(0)
-    steps = np.repeat(-np.arange(6.0), 20) + 0.1 * rng.normal(size=120)
-    slope = -np.arange(120) / 20 + 0.1 * rng.normal(size=120)
-    none = np.empty(0, dtype=int)
-    value, p = stats.staircase(steps, 20, none, 0)
-    assert value > 0.02
-    assert p == 1 / 20
-    value, p = stats.staircase(slope, 20, none, 0)
-    assert value < 0
-    # The stairs begin at document 7's turn.
-    assert stats.staircase(np.roll(steps, 7), 20, np.arange(7), 7)[1] == 1 / 20
-    assert stats.staircase(steps, 20, none, 5)[1] > 0.2
+    steps = stairs("steps", 20, rng)[:, :1]
+    places = stats.staircases(steps, np.arange(120), 20, 0)
+    assert places[0] > 0.02
+    assert stats.of_draws(places)[0] == 1 / 20
+    assert stats.of_draws(stats.staircases(steps, np.arange(120), 20, 5))[0] > 0.2
+    # By definition, at the true place.
+    y, x = steps[:, 0], np.arange(120)
+    line = np.polynomial.Polynomial.fit(x, y, 1)(x)
+    level = np.repeat(y.reshape(6, 20).mean(axis=1), 20)
+    squares = [((y - fit) ** 2).sum() for fit in (line, level, y.mean())]
+    assert places[0, 0] == pytest.approx((squares[0] - squares[1]) / squares[2])
+    # The stairs begin at document 7's turn, whose own episodes do not count.
+    counted = x[x % 20 != 7]
+    seventh = stats.staircases(np.roll(steps, 7, axis=0)[counted], counted, 19, 7)
+    assert stats.of_draws(seventh)[0] == 1 / 19
+    assert np.isnan(stats.staircases(np.where(x == 3, np.nan, y)[:, None], x, 20, 0)).all()
+
+
+@pytest.mark.parametrize(("documents", "own"), [(20, None), (21, 0), (21, 7), (21, 20)])
+def test_a_steady_fall_has_no_place_of_its_own(documents: int, own: int | None) -> None:
+    """Uniform p-values wherever the epochs begin, a document's own episodes left out or not."""
+    time = np.arange(6 * documents)
+    time = time[time % documents != own]
+    places = documents - (own is not None)
+    p = []
+    for seed in range(400):
+        sizes = stairs("line", documents, np.random.default_rng(seed))[time]
+        p.append(stats.of_draws(stats.staircases(sizes, time, places, (own or 0) % places))[0])
+    assert ((rates(p) >= 0.02) & (rates(p) <= 0.08)).all(), rates(p)
+    np.testing.assert_allclose(np.mean(p, axis=0), 0.5 + 0.5 / places, atol=0.05)

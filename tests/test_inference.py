@@ -226,3 +226,25 @@ def test_what_documents_of_one_seed_are_worth() -> None:
     assert found["effective"] == pytest.approx(1 / values.mean(axis=1).var(), rel=0.1)
     nothing = stats.variance_components(values[:1], crossed=False)
     assert np.isnan(list(nothing.values())).all()
+
+
+def test_p_values_are_corrected_by_the_largest_of_each_draw() -> None:
+    """Never below the p-value itself, as it for one group, and right for the family of many."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(100, 300, 6)) + rng.normal(size=(100, 300, 1))  # (draw, case, group)
+    scale = np.geomspace(0.01, 100, 6)
+    family, each = [], []
+    for case in np.moveaxis(draws * scale + 3 * scale, 1, 0):
+        p, null, adjusted = stats.of_draws(case)
+        np.testing.assert_allclose(null, case.mean(axis=0))
+        assert (adjusted >= p).all()
+        family.append(adjusted.min())
+        each.append(p.min())
+    assert 0.02 <= np.mean(np.array(family) <= 0.05) <= 0.08 < np.mean(np.array(each) <= 0.05)
+    p, _, adjusted = stats.of_draws(case[:, :1])
+    assert p == adjusted
+    case[:, 1:3] = np.array([np.nan, 1.0])  # a group without numbers, and one that does not move
+    p, _, beside = stats.of_draws(case[:, :3])
+    assert beside[0] == adjusted[0]
+    assert np.isnan([p[1], beside[1]]).all()
+    assert p[2] == beside[2] == 1

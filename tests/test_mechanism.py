@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,14 @@ from conftest import tiny
 from recovery_probe_analyses.activation_similarity import ActivationSimilarity
 from recovery_probe_analyses.step_sizes import StepSizes
 from recovery_probe_analyses.token_recovery import TokenRecovery
+from recovery_probe_analyses.trajectory import flat, updates
 from recovery_probe_analyses.weight_cyclicity import WeightCyclicity
 from recovery_probe_analyses.weight_residuals import WeightResiduals
 
 import recovery_probe as rp
 from recovery_probe import stats
+from recovery_probe.analyze import estimate
+from recovery_probe.analyze.across import across
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.errors import Missing
 
@@ -52,7 +57,7 @@ def test_weight_residuals_are_those_of_the_full_weights(dense: rp.Run) -> None:
 def test_activations_are_those_of_every_pair_of_episodes(dense: rp.Run) -> None:
     streams = dense.residual_stream.focal.values.astype("float64")  # (16, layer, position, width)
     for layer, chosen in ((None, -1), (1, 1)):
-        found = ActivationSimilarity(layer=layer, permutations=9)(dense)
+        found = ActivationSimilarity(layer=layer)(dense)
         for i, j in ((0, 3), (7, 12)):
             a, b = streams[i, chosen].ravel(), streams[j, chosen].ravel()
             expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
@@ -77,11 +82,70 @@ def test_step_sizes_by_hand(dense: rp.Run) -> None:
     assert found.moved.sel(size="total", episode=7).item() == pytest.approx(exact, rel=0.1)
 
 
-def test_the_first_epoch_is_not_compared_with_itself(dense: rp.Run) -> None:
-    found = ActivationSimilarity(permutations=9)(dense)
+def test_likeness_to_the_first_epoch(dense: rp.Run) -> None:
+    """That of CKA at one layer; an epoch is not compared with itself, and nothing is tested."""
+    found = ActivationSimilarity()(dense).isel(run=0)
     assert np.isnan(found.to_first.sel(epoch=1)).all()
-    assert np.isnan(found.to_first_p.sel(epoch=1)).all()
-    assert np.isfinite(found.to_first.sel(epoch=[2, 3])).all()
+    for epoch, layer in itertools.product((2, 3), found.layer.values):
+        expected = found.cka.sel(epoch=epoch, layer=layer, other_epoch=1, other_layer=layer)
+        assert found.to_first.sel(epoch=epoch, layer=layer) == expected
+    assert estimate.get(found, "growth").p is None
+    np.testing.assert_allclose(found.growth, np.polyfit(np.arange(3), found.within, 1)[0])
+
+
+@pytest.mark.parametrize("analysis", [WeightCyclicity(9), WeightResiduals(9), StepSizes()])
+def test_run_minus_control(analysis: Any, pair: rp.Run) -> None:
+    found = analysis(pair, *pair.controls)
+    value = found[analysis.tested].transpose("run", ...).values
+    difference = estimate.get(found, f"{analysis.tested}_difference")
+    np.testing.assert_allclose(difference.value, value[:1] - value[1:])
+    assert np.isnan([difference.low, difference.high]).all(), "one run"
+    said = analysis.summary(found)["verdict"]
+    assert "(shuffled; one run, no interval)" in said
+    alone = analysis(pair)
+    assert alone.sizes["control"] == 0
+    assert "Run minus control" not in analysis.summary(alone)["verdict"]
+    seeds = across(
+        [
+            found,
+            found.assign(
+                {analysis.tested + "_difference": found[analysis.tested + "_difference"] + 1}
+            ),
+        ]
+    )
+    assert np.isfinite(estimate.get(seeds, f"{analysis.tested}_difference").low).all()
+    assert "over 2 seeds" in analysis.summary(seeds)["verdict"]
+
+
+def test_tests_that_cannot_tell_are_not_made(dense: rp.Run) -> None:
+    """Turns of fewer than six cycles, staircases of fewer than twenty places, and what a schedule
+    keeps in its place without being a cycle."""
+    cyclicity = WeightCyclicity(permutations=9)
+    found = cyclicity(dense).isel(run=0)
+    assert estimate.get(found, "turns").p is None
+    assert "no test of fewer than six cycles" in cyclicity.summary(cyclicity(dense))["verdict"]
+    assert np.isfinite(found.cycle_share_p).all()
+    sizes = StepSizes()(dense)
+    assert np.isnan(sizes.staircase_p).all()
+    assert np.isfinite(sizes.staircase_null.sel(size=["total", "activation"])).all()
+    assert "none, as 4 places" in sizes.attrs["p"]
+    run = rp.open_run(dense.path)
+    kept = [0, 1, 2, 3, 4, 0, 2, 4, 1, 3, 0, 4, 3, 2, 1]
+    run.__dict__["schedule"] = dense.schedule.copy(data=np.array(kept))
+    found = cyclicity(run)
+    assert found.keeps_places.all()
+    assert np.isnan(found.cycle_share_p).all()
+    assert "documents keep their places" in cyclicity.summary(found)["verdict"]
+    residuals = WeightResiduals(permutations=9)
+    found = residuals(run)
+    assert found.left_out.values.tolist() == [1]
+    assert np.isnan(found.stripe_p).all()
+    assert "1 left out that kept their places: no test" in residuals.summary(found)["verdict"]
+    # The stripe is that of the others' updates alone.
+    moved = flat(updates(run, 15), np.ones(dense.gradients.sizes["module"], dtype=bool))
+    others = stats.without_trend(stats.compact(moved[np.array(kept) != 0]), 4)
+    expected = stats.stripe(stats.episode_residuals(others, 4)[0], 4)
+    assert found.stripe.sel(group="total").item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_activations_that_overflow_float16_are_refused(dense: rp.Run, tmp_path: Path) -> None:
@@ -105,7 +169,7 @@ def test_short_documents_are_compared_up_to_their_end(tmp_path: Path) -> None:
     streams = run.recorder("residual_stream").final.values[:, :length].astype("float64")
     assert length < run.record.sizes["position"]
     a, b = streams[2].ravel(), streams[9].ravel()
-    found = ActivationSimilarity(permutations=9)(run).cosine.values[0, 2, 9]
+    found = ActivationSimilarity()(run).cosine.values[0, 2, 9]
     assert found == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-4)
 
 

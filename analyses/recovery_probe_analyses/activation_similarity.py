@@ -162,8 +162,9 @@ class ActivationSimilarity(Analysis):
         )
         return (
             f"Mean cosine of document {dataset.attrs['focal']}'s activations within an epoch. "
-            f"{'; '.join(words.by_run(dataset, clause))}. Growth by epoch {', '.join(growth)}"
-            f"{differences(dataset, 'growth', '+.3f')}; it grows wherever updates shrink."
+            f"{'; '.join(words.by_run(dataset, clause))}. Growth by epoch, as wherever "
+            f"updates shrink: {', '.join(growth)}."
+            f"{differences(dataset, 'growth', 'growth', '+.3f')}"
         )
 
 

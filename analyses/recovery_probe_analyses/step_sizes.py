@@ -87,8 +87,8 @@ class StepSizes(Analysis):
         own = run.schedule.values[:total] == focal
         turns = np.flatnonzero(own) % T
         begin = int(turns[0]) % max(T - 1, 1) if (turns == turns[0]).all() else 0
-        of_weights = _staircase(weights, T, 0)
-        of_activation = _staircase(activation[None, ~own], T - 1, begin)
+        of_weights = _staircase(weights, np.arange(total), T, 0)
+        of_activation = _staircase(activation[None, ~own], np.flatnonzero(~own), T - 1, begin)
         dataset = xr.Dataset(
             {
                 "moved": (("size", "episode"), np.append(weights, activation[None], axis=0)),
@@ -106,12 +106,12 @@ class StepSizes(Analysis):
                 "p": f"weights: {_about_p(T)}; activation: {_about_p(T - 1)}",
             },
         )
-        both = {
-            part: np.append(values, of_activation.parts[part])
-            for part, values in of_weights.parts.items()
-        }
-        value = np.append(of_weights.value, of_activation.value)
-        estimate.put(dataset, "staircase", "size", Estimate(value, **both), alternative="greater")
+        value, null, p, adjusted = (
+            np.append(getattr(of_weights, part), getattr(of_activation, part))
+            for part in ("value", "null", "p", "p_adjusted")
+        )
+        staircase = Estimate(value, p=p, null=null, p_adjusted=adjusted)
+        estimate.put(dataset, "staircase", "size", staircase, alternative="greater")
         return dataset
 
     @plots.styled
@@ -147,8 +147,7 @@ class StepSizes(Analysis):
             def clause(part: xr.Dataset) -> str:
                 return estimate.get(part, "staircase", size=size).with_test("+.2f", "no change")
 
-            minus = differences(dataset.sel(size=size), "staircase")
-            return ", ".join(words.by_run(dataset, clause, "{clause} in {run}")) + minus
+            return ", ".join(words.by_run(dataset, clause, "{clause} in {run}"))
 
         T = dataset.attrs["T"]
         moved = dataset.moved.isel(run=0).sel(size="total").values
@@ -161,15 +160,17 @@ class StepSizes(Analysis):
         return (
             "R² of a level for each epoch minus R² of a straight line, all weights: "
             f"{staircases('total')}; the focal document's activation: {staircases(ACTIVATION)}. "
-            f"{ratio}"
+            f"P: {dataset.attrs['p']}."
+            f"{differences(dataset.sel(size='total'), 'staircase', 'weights')}"
+            f"{differences(dataset.sel(size=ACTIVATION), 'staircase', 'activation')} {ratio}"
         )
 
 
-def _staircase(sizes: stats.Floats, T: int, begin: int) -> Estimate:
-    """Of (size, E·T) sizes; with p-values where T places allow one of .05."""
+def _staircase(sizes: stats.Floats, time: stats.Ints, T: int, begin: int) -> Estimate:
+    """Of (size, E·T) sizes at (E·T,) times; with p-values where T places allow one of .05."""
     logs = np.log(sizes, out=np.full_like(sizes, np.nan), where=sizes > 0)
     nothing = np.full((1, len(sizes)), np.nan)
-    places = stats.staircases(logs.T, T, begin) if T > 1 else nothing
+    places = stats.staircases(logs.T, time, T, begin) if T > 1 else nothing
     p, null, adjusted = stats.of_draws(places)
     offered = np.where(T < FEWEST, np.nan, 1.0)
     return Estimate(places[0], p=p * offered, null=null, p_adjusted=adjusted * offered)

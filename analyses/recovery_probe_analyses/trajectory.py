@@ -56,19 +56,15 @@ def minus_controls(dataset: xr.Dataset, *names: str) -> xr.Dataset:
     return dataset
 
 
-def differences(dataset: xr.Dataset, name: str, form: str = "+.2f") -> str:
-    """`; minus shuffled: +0.40 (one run: no interval)`, of an estimate of `minus_controls`; nothing
-    where there is no control."""
+def differences(dataset: xr.Dataset, name: str, what: str, form: str = "+.2f") -> str:
+    """` Run minus control, WHAT: +0.40 (shuffled; one run, no interval).`, of an estimate of
+    `minus_controls`; nothing where there is no control."""
     said = []
     for control in dataset.control.values:
         difference = estimate.get(dataset, f"{name}_difference", control=control)
-        if np.isnan(difference.value):
-            continue
-        known = difference.low is not None and np.isfinite(difference.low)
-        beside = (
-            f"[{difference.low:{form}}, {difference.high:{form}}] over {difference.over}"
-            if known
-            else "(one run: no interval)"
-        )
-        said.append(f"; minus {control}: {difference.value:{form}} {beside}")
-    return "".join(said)
+        beside = "one run, no interval"
+        if np.isfinite(difference.low):
+            beside = f"{difference.low:{form}} to {difference.high:{form}} over {difference.over}"
+        value = "not defined" if np.isnan(difference.value) else f"{difference.value:{form}}"
+        said.append(f"{value} ({control}; {beside})")
+    return f" Run minus control, {what}: {', '.join(said)}." if said else ""

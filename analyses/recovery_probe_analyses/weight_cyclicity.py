@@ -179,7 +179,9 @@ class WeightCyclicity(Analysis):
                 axes.plot(tested.value[clear], place[clear], "o", color=colour)
             axes.set(xlabel=label, xlim=(0, 1.02), yticks=place, yticklabels=dataset.group.values)
             axes.invert_yaxis()
-        panels["share"].legend(title="filled: corrected p < .05", title_fontsize=7)
+        panels["share"].legend(
+            loc="center right", title="filled: corrected p < .05", title_fontsize=7
+        )
         return fig
 
     def verdict(self, dataset: xr.Dataset) -> str:
@@ -191,19 +193,20 @@ class WeightCyclicity(Analysis):
             )
             tightening = float(part.tightening)
             radius = "not defined" if np.isnan(tightening) else f"{tightening:+.2f}"
+            few = ", no test of fewer than six cycles" if turns.p is None else ""
             kept = part.keeps_places.values.any()
             return (
                 f"{share.with_test('.0%', loops)} of the variance in epochs repeats with the "
                 f"cycle, angle and position correlate by {order.with_test(undefined=loops)}, turns "
-                f"per epoch {turns.with_test(undefined=loops)}, the log radius changes an epoch by "
-                f"{radius}" + (" (no test: documents keep their places)" if kept else "")
+                f"per epoch {turns.with_test(undefined=loops)}{few}, the log radius changes an "
+                f"epoch by {radius}" + (" (no test: documents keep their places)" if kept else "")
             )
 
         total = dataset.sel(group="total")
         return (
-            f"All weights. {'. '.join(words.by_run(total, clause))}. Share of variance in the cycle"
-            f"{differences(total, 'cycle_share', '+.0%')}. A small p says that a fixed order "
-            "repeats its updates, as it is made to, and no more."
+            f"All weights. {'. '.join(words.by_run(total, clause))}."
+            f"{differences(total, 'cycle_share', 'share of the variance', '+.0%')} A small p says "
+            "that a fixed order repeats its updates, as it is made to, and no more."
         )
 
 

@@ -150,7 +150,7 @@ class WeightResiduals(Analysis):
 
         return (
             "Residuals of the whole weights one cycle apart are more alike than others by "
-            f"{', '.join(words.by_run(total, clause, '{clause} in {run}'))}"
-            f"{differences(total, 'stripe')}. A small p says that a fixed order repeats its "
-            "updates, as it is made to, and no more."
+            f"{', '.join(words.by_run(total, clause, '{clause} in {run}'))}."
+            f"{differences(total, 'stripe', 'the stripe')} A small p says that a fixed order "
+            "repeats its updates, as it is made to, and no more."
         )

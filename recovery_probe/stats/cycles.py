@@ -187,7 +187,8 @@ def either_way(turned: Floats, rng: np.random.Generator, draws: int = 4096) -> F
     if 2**cycles <= draws:
         signs = 1 - 2 * (np.arange(2**cycles)[:, None] >> np.arange(cycles) & 1)
     else:
-        signs = np.append(np.ones((1, cycles)), rng.choice([-1, 1], (draws, cycles)), axis=0)
+        signs = rng.choice([-1, 1], (1 + draws, cycles))
+        signs[0] = 1
     return np.abs(np.tensordot(signs, turned, axes=1)) / cycles
 
 
@@ -229,24 +230,23 @@ def stripes_of_orders(moved: Floats, columns: Sequence[slice], orders: Ints, T: 
     return stripes
 
 
-def staircases(size: Floats, T: int, begin: int) -> Floats:
+def staircases(size: Floats, time: Ints, T: int, begin: int) -> Floats:
     """(T, group): R² of a level for each epoch minus that of a straight line, of (E·T, group)
-    sizes, with epochs that begin at each of the T places, `begin` first. NaN where a size is.
+    sizes at (E·T,) times, with epochs that begin at each of the T places, `begin` first. NaN where
+    a size is.
 
     All places have E levels, of the same episodes: the sizes go on after their end as they began,
     lower by as much as the line falls. Of sizes that fall steadily no place fits better than
-    another.
+    another, nor one beside which an episode is missing: the line is one in time.
     """
-    time = np.arange(len(size)) - (len(size) - 1) / 2
+    since = time - time.mean()
     level = size - size.mean(axis=0)
-    fall = time @ level / (time @ time)  # (group,), by episode
-    rest = level - time[:, None] * fall
+    fall = since @ level / (since @ since)  # (group,), by episode
+    rest = level - since[:, None] * fall
     place = np.arange(T) - (T - 1) / 2
     fits = []
     for start in range(begin, begin + T):
-        cycles = rearrange(
-            np.roll(rest, -start, axis=0), "(e place) group -> e place group", place=T
-        )
+        cycles = np.roll(rest, -start, axis=0).reshape(-1, T, size.shape[1])
         cycles = cycles + place[:, None] * fall
         fits.append(((cycles - cycles.mean(axis=1, keepdims=True)) ** 2).sum(axis=(0, 1)))
     with np.errstate(invalid="ignore", divide="ignore"):  # sizes that are all the same

@@ -266,9 +266,10 @@ def of_draws(draws: Floats, slack: float = 1e-9) -> tuple[Floats, Floats, Floats
     """
     p, null = permutation_p(draws[0], draws[1:], slack), draws.mean(axis=0)
     sd = draws.std(axis=0)
-    flat = sd <= 1e-9 * np.abs(null)  # where every draw is the same, nothing is large
-    scale = np.where(flat, 1.0, sd)
-    standard = np.where(np.isfinite(draws), np.where(flat, 0.0, (draws - null) / scale), -np.inf)
+    # A group that chance does not move is never the largest, nor one without numbers.
+    moves = np.isfinite(sd) & (sd > 1e-9 * np.abs(null))
+    scale = np.where(moves, sd, 1.0)
+    standard = np.where(moves, (draws - null) / scale, -np.inf)
     observed = standard[0] - slack * np.abs(draws[0]) / scale
     as_large = (standard[1:].max(axis=1, keepdims=True) >= observed).sum(axis=0)
     adjusted = np.where(np.isfinite(draws[0]), (1 + as_large) / len(draws), np.nan)
