@@ -13,6 +13,7 @@ from recovery_probe_analyses import gradient_similarity, pairwise_recovery
 from recovery_probe_analyses.gradient_similarity import GradientSimilarity
 from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery
 
+import recovery_probe as rp
 from recovery_probe import stats
 from recovery_probe.analyze import document_pairs
 from recovery_probe.analyze.across import across
@@ -203,3 +204,17 @@ def test_they_are_said_and_drawn_of_one_run_and_of_seeds() -> None:
         assert "one run decides nothing" in text
         assert "Run minus control shuffled" in text
         assert "one run decides nothing" not in analysis.verdict(across([one, other]))
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.5, True), (0.0, False)])
+def test_plain_least_squares_has_neighbours_where_documents_share(
+    share: float, found: bool, tmp_path: Path
+) -> None:
+    """No network and no feature: what a verdict must not take for one."""
+    settings = {"share": share, "documents": 12, "epochs": 4, "held_out": 3, "seed": 1}
+    run = rp.simulate("linear_documents", tmp_path, **settings)
+    last = GradientSimilarity()(run, *run.controls).sel(group="total").isel(episodes_done=-1)
+    assert bool(last.distance_r_p_adjusted[0] <= 0.05) is found
+    assert bool(last.near_minus_far_difference_low[0] > 0) is found
+    assert last.distance_r_p_adjusted[1] > 0.05
+    assert "H1" in GradientSimilarity.blind_spot

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from einops import rearrange
 
-from recovery_probe.stats.inference import Floats, Ints, mean_of_counted, permutation_p
+from recovery_probe.stats.inference import Floats, Ints, mean_of_counted
 
 
 def cosines(gram: Floats) -> Floats:
