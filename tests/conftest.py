@@ -47,6 +47,15 @@ def cut(run: rp.Run, path: Path, episodes: int) -> rp.Run:
     return rp.open_run(path)
 
 
+def twinned(run: rp.Run, path: Path) -> rp.Run:
+    """A copy of a run with a twin beside it, whose losses are a thousandth higher."""
+    shutil.copytree(run.path, path / "cyclic")
+    planted(run, path / "twin", run.losses.values * 1.001)
+    file = path / "cyclic" / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"twins": ["../twin"]}))
+    return rp.open_run(path / "cyclic")
+
+
 def training(path: Path) -> Any:
     """The arrays of a run directory, to write to."""
     return zarr.open_group(path / "record.zarr" / "training", mode="r+")

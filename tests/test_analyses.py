@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import cut, planted, tiny
+from conftest import cut, planted, tiny, twinned
 from matplotlib.figure import Figure
 from recovery_probe_analyses import recovery
 from recovery_probe_analyses.online_loss import OnlineLoss
@@ -43,13 +43,17 @@ def test_every_file_is_an_entry_point() -> None:
 
 @pytest.mark.parametrize("name", INSTALLED)
 @pytest.mark.parametrize("controls", [0, 1])
-def test_conforms(name: str, controls: int, pair: rp.Run) -> None:
+def test_conforms(name: str, controls: int, pair: rp.Run, tmp_path: Path) -> None:
     analysis = again(name)
+    run, others = pair, pair.controls
+    if name == "twin_distance":
+        run = twinned(pair, tmp_path)
+        others = [run]
     assert analysis.name == name
     assert analysis.question.endswith("?")
     assert len(analysis.null) > 40
     assert len(analysis.blind_spot) > 40
-    for runs in ([pair, *pair.controls[:controls]], pair.controls) if analysis.needs else [()]:
+    for runs in ([run, *pair.controls[:controls]], others) if analysis.needs else [()]:
         dataset = analysis(*runs)
         assert isinstance(dataset, xr.Dataset)
         assert dataset.sizes

@@ -14,7 +14,7 @@ from conftest import tiny
 from recovery_probe_analyses.activation_similarity import ActivationSimilarity
 from recovery_probe_analyses.step_sizes import StepSizes
 from recovery_probe_analyses.token_recovery import TokenRecovery
-from recovery_probe_analyses.trajectory import flat, updates
+from recovery_probe.analyze.trajectory import flat, updates
 from recovery_probe_analyses.weight_cyclicity import WeightCyclicity
 from recovery_probe_analyses.weight_residuals import WeightResiduals
 

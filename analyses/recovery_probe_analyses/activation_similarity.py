@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recovery_probe import Analysis, InputError, Missing, stats
 from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
-from recovery_probe_analyses.trajectory import differences, minus_controls, untested
+from recovery_probe.analyze.trajectory import differences, minus_controls, untested
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
-from recovery_probe_analyses.trajectory import (
+from recovery_probe.analyze.trajectory import (
     differences,
     minus_controls,
     untested,
