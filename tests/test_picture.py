@@ -77,7 +77,8 @@ def test_seeds_are_averaged_and_each_is_a_point(pair: rp.Run) -> None:
     np.testing.assert_allclose(drawn["cyclic, epoch 2"], [2.0, 3.5, 3.5, 3.0, 2.8])
     faint = [line.get_ydata()[0] for line in curve.lines if line.get_linewidth() < 1]
     assert {1.0, 3.0} <= set(faint)
-    np.testing.assert_allclose(parts.lines[3].get_ydata(), [0.2, 2.2])
+    points = [list(np.round(np.atleast_1d(line.get_ydata()), 9)) for line in parts.lines]
+    assert {0.2, 2.2} <= {point for (point, *_) in points}
     assert "2 seeds" in parts.get_title()
 
 

@@ -55,13 +55,14 @@ class AgeCurve(Analysis):
     near 0 where forgetting does not reverse. The `curve` and `pooled` scores are raised by noise,
     since a top is a maximum."""
     blind_spot = """Gain, excess and score do not say what makes them. Plain least squares, with no
-    features to learn, has a score of .7 and an excess where its documents share a component, and
-    a gain alone, with a score of 0, where they share none: features that align (H1), a
-    state that comes back (H2), savings whatever the order (H3) and relief of extra
-    interference (H7) look alike but for the split into gain and excess. The control's documents
-    that wait shorter than T are left out. A loss that falls ever more slowly is compared on straight
-    lines between epochs: in the first two epochs they are too high. What is shared by all documents
-    of a run, a shock at one time, is in no interval over documents: take several seeds."""
+    features to learn, has a score of .7 where its documents share a component, all of it excess,
+    and a gain where they share none and next to nothing is forgotten: features that align (H1), a
+    state that comes back (H2), savings whatever the order (H3) and relief of extra interference
+    (H7) look alike but for the split into gain and excess. The control's documents
+    that wait shorter than T are left out. A loss that falls ever more slowly with training is
+    compared on straight lines between epochs, which lie too high, most in the first two. What all
+    documents of a run share, a shock at one time, is in no interval over documents: take several
+    seeds."""
 
     def compute(self, *runs: Run) -> xr.Dataset:
         return ages.numbers(*runs, window=self.window)

@@ -37,10 +37,11 @@ class OnlineLoss(Analysis):
     documents."""
     blind_spot = """A shuffled document waits between 1 and 2T-1 episodes instead of T, and after a
     short wait it has forgotten less: the difference is too small, where forgetting goes on through
-    the wait. Next to none of the control's waits is T episodes long, so that there is no online loss
-    at equal wait; the loss of a waiting document at age T is that, and age_curve has the difference
-    as its gain on arrival. Being lower may be savings that need no order: plain least squares shows
-    it too. Without several seeds the interval is over documents of one training run."""
+    the wait. Next to none of the control's waits is T episodes long, so that there is no online
+    loss at equal wait; the loss of a waiting document at age T is that, and age_curve has the
+    difference as its gain on arrival. Plain least squares is lower than its control too, where its
+    documents share a component: no features or foresight are needed. Without several seeds the
+    interval is over documents of one training run."""
     needs = (RUN, evenly)
 
     def compute(self, *runs: Run) -> xr.Dataset:
@@ -95,12 +96,12 @@ class OnlineLoss(Analysis):
         for control in controls:
             difference = estimate.get(dataset, "difference", control=control)
             said = difference.told(
-                "higher than the control.",
-                "lower than the control.",
-                "no difference from the control can be told.",
+                "higher than the control",
+                "lower than the control",
+                "no difference from the control can be told",
             )
             theirs = estimate.get(dataset, "later", run=control)
             text += (
-                f" The control {control} has {theirs}; run minus control is {difference}: {said}"
+                f" The control {control} has {theirs}; run minus control is {difference}: {said}."
             )
         return text

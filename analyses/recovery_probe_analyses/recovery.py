@@ -51,8 +51,8 @@ class Recovery(Analysis):
     raises the score, and so does extra forgetting in mid-wait that the order itself causes:
     age_curve compares at equal age and time, and tells these apart. Plain least squares with a
     component that its documents share has such scores too. A shuffled document waits between 1 and
-    2T-1 episodes (2 to 2T-2 where document 0 stays first, and waits T), and a short wait leaves less
-    to forget."""
+    2T-1 episodes (2 to 2T-2 where document 0 stays first, and waits T), and a short wait leaves
+    less to forget."""
 
     def compute(self, *runs: Run) -> xr.Dataset:
         dataset = super().compute(*runs)
@@ -159,19 +159,19 @@ class Recovery(Analysis):
         counted = last.reason.sel(run=run).values == stats.COUNTED
         seeds = ", all seeds together" if "seed" in dataset.reason.dims else ""
         text += (
-            f"{score(run)} per document ({counted.sum()} of {counted.size} documents count{seeds}), "
-            "which noise raises: each has its own maximum."
+            f"{score(run)} per document ({counted.sum()} of {counted.size} documents "
+            f"count{seeds}), which noise raises: each has its own maximum."
         )
         for control in controls:
             difference = estimate.get(last, "difference", control=control)
             said = difference.told(
-                "more than the control.",
-                "less than the control.",
-                "no difference from the control can be told.",
+                "more than the control",
+                "less than the control",
+                "no difference from the control can be told",
             )
             text += (
                 f" The control {control} scores {score(control)} per document, which holds that "
-                f"floor too; the run minus the control is {difference}: {said}"
+                f"floor too; the run minus the control is {difference}: {said}."
             )
         return text
 

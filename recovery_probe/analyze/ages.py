@@ -3,7 +3,7 @@ what a report says first, and what the analysis `age_curve` is about."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,6 @@ import xarray as xr
 
 from recovery_probe import stats
 from recovery_probe.analyze import estimate, groups
-from recovery_probe.analyze.across import across
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.errors import Missing
 from recovery_probe.record.run import Run
@@ -34,8 +33,9 @@ def numbers(*runs: Run, window: float = WINDOW) -> xr.Dataset:
             f"{runs[0].path}: {runs[0].episodes_done} of {runs[0].schedule.size} episodes are "
             f"done, and no document has come back yet after {T} episodes or more"
         )
-    ours = np.stack([stats.at_times(curves[0], begins[0], when) for when in begins[1:]] or [[]])
-    ours = ours.reshape(len(runs) - 1, *curves.shape[1:])  # (control, epoch, document, age)
+    ours = np.full_like(curves[1:], np.nan)  # (control, epoch, document, age)
+    for moved, when in zip(ours, begins[1:], strict=True):
+        moved[:] = stats.at_times(curves[0], begins[0], when)
     theirs = np.where(np.isfinite(ours), curves[1:], np.nan)
     paired = np.isfinite(ours[..., 0])  # (control, epoch, document)
     dataset = xr.Dataset(
@@ -97,15 +97,16 @@ def _put_scores(dataset: xr.Dataset, curves: stats.Floats, runs: Sequence[Run]) 
 def _scores(curves: stats.Floats, rng: np.random.Generator) -> list[stats.Floats]:
     """Value, low and high of each reading, of (document, age) losses."""
 
-    def of_means(means: stats.Floats) -> stats.Floats:
-        return stats.share_of(*stats.own_tops(means))
+    def of_curve(drawn: stats.Ints) -> stats.Floats:
+        return stats.share_of(*stats.own_tops(stats.resampled_means(curves, drawn)))
 
-    bounds = stats.bootstrap_interval(
-        lambda drawn: of_means(stats.resampled_means(curves, drawn)), len(curves), rng
-    )
+    def scored(of: Callable[[stats.Ints], stats.Floats]) -> stats.Floats:
+        (value,) = of(np.arange(len(curves))[None])
+        return np.array([value, *stats.bootstrap_interval(of, len(curves), rng)])
+
     return [
-        stats.ratio_of_sums(*stats.tops_of_others(curves), rng),
-        np.array([*of_means(curves.mean(axis=0)[None]), *bounds]),
+        scored(lambda drawn: stats.cross_fitted(curves, drawn)),
+        scored(of_curve),
         stats.ratio_of_sums(*stats.own_tops(curves), rng),
     ]
 
@@ -119,8 +120,10 @@ def _put_parts(dataset: xr.Dataset, ours: stats.Floats, theirs: stats.Floats, ru
     for name, values in {**each, "forgotten": forgotten}.items():
         dataset[f"document_{name}"] = ((*dims, "document"), values, NATS)
         mean = estimate.of_mean(np.moveaxis(values, -1, 0), run.rng("bootstrap"))
-        if name in PARTS:
-            mean = replace(mean, null=np.zeros(forgotten.shape[:2]))
+        if name == "forgotten":
+            estimate.put(dataset, name, dims, mean, **NATS)
+            continue
+        mean = replace(mean, null=np.zeros(forgotten.shape[:2]))
         estimate.put(dataset, name, dims, mean, mean_of=f"document_{name}", **NATS)
 
     def ratio(part: stats.Floats, whole: stats.Floats) -> Estimate:
@@ -133,15 +136,6 @@ def _put_parts(dataset: xr.Dataset, ours: stats.Floats, theirs: stats.Floats, ru
     estimate.put(dataset, "share", ("part", *dims), shares, **SHARE)
     of_fall = ratio(each["excess"], each["matched_fall"])
     estimate.put(dataset, "excess_of_fall", dims, of_fall, units="share of the matched fall")
-
-
-def of_seeds(each: Sequence[Sequence[Run]]) -> xr.Dataset:
-    """`numbers` of each run, which comes first, with its controls; of several, which differ in
-    their seed, as `across` has them."""
-    parts = [numbers(*runs) for runs in each]
-    epochs = max((part.epoch.values for part in parts), key=len)
-    nothing = {"counted": 0, "paired": 0}
-    return across([part.reindex(epoch=epochs, fill_value=nothing) for part in parts])
 
 
 def last_epoch(dataset: xr.Dataset) -> int:
@@ -176,9 +170,9 @@ def headline(dataset: xr.Dataset) -> str:
             continue
         text += (
             f" On arrival a document is {_than(gain, 'better', 'worse')} off than in {control} at "
-            f"equal age and time (gain {gain}{_doubt(gain)}); in mid-wait, at age {dataset.attrs['middle']}, it "
-            f"is {_than(excess, 'worse', 'better')} (excess {excess}{_doubt(excess)}). In between its loss falls "
-            f"by {fall} nats more than there, both together: {_said(fall, gain, excess)}. "
+            f"equal age and time (gain {gain}{_doubt(gain)}); in mid-wait, at age "
+            f"{dataset.attrs['middle']}, it is {_than(excess, 'worse', 'better')} "
+            f"(excess {excess}{_doubt(excess)}). In between its loss falls by {fall} nats more than there, both together: {_said(fall, gain, excess)}. "
             f"{paired} of {int(dataset.documents)} documents are compared: the others wait for "
             f"fewer than {T} episodes in {control}."
         )

@@ -15,6 +15,7 @@ import xarray as xr
 
 from recovery_probe import stats
 from recovery_probe.analyze import ages, estimate, plots
+from recovery_probe.analyze.across import across
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def numbers(run: Run, controls: Sequence[Run] = ()) -> xr.Dataset:
 def of_seeds(groups: Sequence[tuple[Run, Sequence[Run]]]) -> xr.Dataset:
     """`numbers` of each run with its controls; of several, which differ in their seed, as `across`
     has them."""
-    return ages.of_seeds([(run, *controls) for run, controls in groups])
+    return across([numbers(run, controls) for run, controls in groups])
 
 
 def reading(dataset: xr.Dataset) -> str:
@@ -116,6 +117,8 @@ def _shade(
     axes: Axes, age: stats.Floats, own: xr.DataArray, other: xr.DataArray, found: xr.Dataset
 ) -> None:
     """The areas between the lines, and an arrow at the two ages that are compared."""
+    from matplotlib.patheffects import withStroke
+
     above = (own > other).values
     for where, name in ((above, "excess"), (~above, "gain")):
         _, colour = PARTS[name]
@@ -135,6 +138,7 @@ def _shade(
             ha="left" if name == "gain" else "right",
             va="center",
             fontweight="bold",
+            path_effects=[withStroke(linewidth=3, foreground="white", alpha=0.8)],
         )
 
 
@@ -143,8 +147,6 @@ def _parts(axes: Axes, found: xr.Dataset) -> None:
     for x, (name, (_, colour)) in enumerate(PARTS.items()):
         one = estimate.get(found, name)
         plots.points(axes, x, one, "o", color=colour)
-        if one.each is not None:
-            axes.plot(np.full(len(one.each), x + 0.2), one.each, ".", color=colour, alpha=0.6)
     plots.zero(axes)
     over = "95% over" if found.attrs["unit"].endswith("seeds") else "spread over"
     axes.set(title=f"nats, {over}\n{found.attrs['unit']}", xlim=(-0.5, 2.5))

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from recovery_probe.stats.inference import Floats, bootstrap_interval
+from recovery_probe.stats.inference import Floats, Ints, bootstrap_interval
 from recovery_probe.stats.scores import MIN_FORGETTING, Schedule, turns
 
 
@@ -66,12 +66,18 @@ def own_tops(curves: Floats) -> tuple[Floats, Floats]:
     return top - curves[:, -1], top - curves[:, 0]
 
 
-def tops_of_others(curves: Floats) -> tuple[Floats, Floats]:
-    """The same from the age at which the mean of the other documents has its top: a document's own
-    noise does not choose where it is read."""
-    others = curves.sum(axis=0) - curves
-    top = np.take_along_axis(curves, others.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return top - curves[:, -1], top - curves[:, 0]
+def cross_fitted(curves: Floats, drawn: Ints) -> Floats:
+    """(resamples,): the score of the (resamples, k) `drawn` of (documents, ages) curves, sums before
+    the ratio, each document read at the age at which the mean of the others has its top: a
+    document's own noise does not choose where it is read."""
+    times = (drawn[..., None] == np.arange(len(curves))).sum(axis=1)  # (resamples, documents)
+    total = times @ curves
+    fall, rise = np.zeros((2, len(drawn)))
+    for own, weight in zip(curves, times.T, strict=True):
+        top = own[(total - weight[:, None] * own).argmax(axis=1)]
+        fall += weight * (top - own[-1])
+        rise += weight * (top - own[0])
+    return share_of(fall / drawn.shape[1], rise / drawn.shape[1])
 
 
 def share_of(part: Floats, whole: Floats) -> Floats:
