@@ -172,9 +172,10 @@ def headline(dataset: xr.Dataset) -> str:
             f" On arrival a document is {_than(gain, 'better', 'worse')} off than in {control} at "
             f"equal age and time (gain {gain}{_doubt(gain)}); in mid-wait, at age "
             f"{dataset.attrs['middle']}, it is {_than(excess, 'worse', 'better')} "
-            f"(excess {excess}{_doubt(excess)}). In between its loss falls by {fall} nats more than there, both together: {_said(fall, gain, excess)}. "
-            f"{paired} of {int(dataset.documents)} documents are compared: the others wait for "
-            f"fewer than {T} episodes in {control}."
+            f"(excess {excess}{_doubt(excess)}). In between its loss falls by {fall} nats more "
+            f"than there, both together: {_said(fall, gain, excess)}. {paired} of "
+            f"{int(dataset.documents)} documents are compared: of the others no wait of {T} "
+            f"episodes or more is known in {control}."
         )
     return f"{text} {_brackets(dataset)}"
 

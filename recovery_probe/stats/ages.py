@@ -67,8 +67,8 @@ def own_tops(curves: Floats) -> tuple[Floats, Floats]:
 
 
 def cross_fitted(curves: Floats, drawn: Ints) -> Floats:
-    """(resamples,): the score of the (resamples, k) `drawn` of (documents, ages) curves, sums before
-    the ratio, each document read at the age at which the mean of the others has its top: a
+    """(resamples,): the score of (documents, ages) curves, the (resamples, k) `drawn` ones: sums
+    before the ratio, each document read at the age at which the mean of the others has its top: a
     document's own noise does not choose where it is read."""
     times = (drawn[..., None] == np.arange(len(curves))).sum(axis=1)  # (resamples, documents)
     total = times @ curves
