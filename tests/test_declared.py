@@ -1,4 +1,4 @@
-"""A report's two parts, and what stands beside its numbers: what was declared, twins, least squares."""
+"""A report's two parts; what stands beside its numbers: twins, and plain least squares."""
 
 from __future__ import annotations
 

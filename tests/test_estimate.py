@@ -55,13 +55,6 @@ def test_a_mean_of_one_document_has_no_interval() -> None:
 
 def test_words() -> None:
     nan = float("nan")
-    said = ("more", "less", "none")
-    assert Estimate(1.0, 0.5, 2.0).against_zero(*said) == "more"
-    assert Estimate(-1.0, -2.0, -0.5).against_zero(*said) == "less"
-    assert Estimate(0.1, -1.0, 2.0).against_zero(*said) == "none"
-    assert Estimate(1.0, nan, nan).against_zero(*said) == "nothing can be said without an interval"
-    assert Estimate(1.0, p=0.01).against_zero(*said) == "nothing can be said without an interval"
-    assert Estimate(nan, nan, nan).against_zero(*said) == "nothing can be said"
     assert str(Estimate(0.416, 0.37, 0.484)) == "0.42 [0.37, 0.48]"
     assert str(Estimate(nan)) == "not defined"
     assert Estimate(0.5, p=0.0001).with_test() == "0.50 (p < 0.001)"

@@ -14,7 +14,6 @@ from conftest import tiny
 from recovery_probe_analyses.activation_similarity import ActivationSimilarity
 from recovery_probe_analyses.step_sizes import StepSizes
 from recovery_probe_analyses.token_recovery import TokenRecovery
-from recovery_probe.analyze.trajectory import flat, updates
 from recovery_probe_analyses.weight_cyclicity import WeightCyclicity
 from recovery_probe_analyses.weight_residuals import WeightResiduals
 
@@ -23,6 +22,7 @@ from recovery_probe import stats
 from recovery_probe.analyze import estimate
 from recovery_probe.analyze.across import across
 from recovery_probe.analyze.modules import module_groups
+from recovery_probe.analyze.trajectory import flat, updates
 from recovery_probe.errors import Missing
 
 

@@ -45,8 +45,9 @@ class AgeCurve(Analysis):
     Raises `Missing` when no document has come back yet.
     """
 
-    # mid-wait, where the loss is compared before it falls, as a share of the wait; fixed beforehand
-    window: Annotated[float, Gt(0), Lt(1)] = ages.WINDOW
+    # mid-wait, where the loss is compared before it falls, as a share of the wait; as the run's
+    # outcome declares it, when not given
+    window: Annotated[float, Gt(0), Lt(1)] | None = None
 
     name = "age_curve"
     question = "Is a document better off when its turn comes than at equal age in the control?"

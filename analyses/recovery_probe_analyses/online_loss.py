@@ -95,11 +95,8 @@ class OnlineLoss(Analysis):
         text = f"Over epochs 2 to {last} the online loss is {later} nats per token."
         for control in controls:
             difference = estimate.get(dataset, "difference", control=control)
-            said = difference.told(
-                "higher than the control",
-                "lower than the control",
-                "no difference from the control can be told",
-            )
+            words = ("higher than the control", "lower than the control")
+            said = difference.decided(*words, 0.05, "nats")
             theirs = estimate.get(dataset, "later", run=control)
             text += (
                 f" The control {control} has {theirs}; run minus control is {difference}: {said}."

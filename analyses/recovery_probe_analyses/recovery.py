@@ -164,11 +164,7 @@ class Recovery(Analysis):
         )
         for control in controls:
             difference = estimate.get(last, "difference", control=control)
-            said = difference.told(
-                "more than the control",
-                "less than the control",
-                "no difference from the control can be told",
-            )
+            said = difference.decided("more than the control", "less than the control", 0.05)
             text += (
                 f" The control {control} scores {score(control)} per document, which holds that "
                 f"floor too; the run minus the control is {difference}: {said}."

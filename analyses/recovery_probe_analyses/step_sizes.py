@@ -17,8 +17,8 @@ from recovery_probe.analyze import estimate, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.needs import RUN, epochs, once_an_epoch, recorded
-from recovery_probe_analyses.activation_similarity import focal_document, real
 from recovery_probe.analyze.trajectory import differences, flat, minus_controls, updates
+from recovery_probe_analyses.activation_similarity import focal_document, real
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -142,10 +142,8 @@ class TokenRecovery(Analysis):
                 estimate.get(dataset, f"{name}_difference", control=control)
                 for name in ("total_regained", "correlation")
             )
-            said = more.told(
-                "more is regained than there",
-                "less is regained than there",
-                "no difference is told",
+            said = more.decided(
+                "more is regained than there", "less is regained than there", 0.05, "nats"
             )
             text += (
                 f" {top.run.item()} minus {control}: {more} nats regained ({said}), {r} in that "

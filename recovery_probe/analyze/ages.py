@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,18 +16,18 @@ from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.errors import Missing
 from recovery_probe.record.run import Run
 
-WINDOW = 2 / 3  # of a wait of T episodes: the age that is called mid-wait
 NATS, SHARE = {"units": "nats per token"}, {"units": "share of forgotten loss"}
 EACH, SUM = {"of_seeds": "each"}, {"of_seeds": "sum"}
 READINGS = ("crossfitted", "curve", "pooled")
 PARTS = ("matched_fall", "gain", "excess")
 
 
-def numbers(*runs: Run, window: float = WINDOW) -> xr.Dataset:
-    """What the analysis `age_curve` describes, of a run and its controls. Raises `Missing` when no
-    document of the run has come back yet after as many episodes as there are documents."""
+def numbers(*runs: Run, window: float | None = None) -> xr.Dataset:
+    """What the analysis `age_curve` describes, of a run and its controls. `window`: the share of a
+    wait after which mid-wait is; as the run's outcome declares it, when not given. Raises `Missing`
+    when no document of the run has come back yet after as many episodes as there are documents."""
     T, names = runs[0].config.documents.count, groups.labels(runs)
-    middle = min(max(1, round(window * T)), max(1, T - 1))
+    middle = mid_wait(T, runs[0].config.outcome.window if window is None else window)
     curves, begins = _stacked(runs, T)
     if not np.isfinite(begins[0]).any():
         raise Missing(
@@ -69,6 +70,11 @@ def numbers(*runs: Run, window: float = WINDOW) -> xr.Dataset:
     _put_scores(dataset, curves, runs)
     _put_parts(dataset, ours, theirs, runs[0])
     return dataset
+
+
+def mid_wait(T: int, window: float) -> int:
+    """The age that is a share of a wait of T episodes."""
+    return min(max(1, round(window * T)), max(1, T - 1))
 
 
 def _stacked(runs: Sequence[Run], T: int) -> tuple[stats.Floats, stats.Floats]:
@@ -132,10 +138,32 @@ def _put_parts(dataset: xr.Dataset, ours: stats.Floats, theirs: stats.Floats, ru
             found[:, *place] = stats.ratio_of_sums(part[place], whole[place], run.rng("bootstrap"))
         return Estimate(*found)
 
+    _put_difference(dataset, ours, theirs, run)
     shares = estimate.stack([ratio(each[name], forgotten) for name in PARTS])
     estimate.put(dataset, "share", ("part", *dims), shares, **SHARE)
     of_fall = ratio(each["excess"], each["matched_fall"])
     estimate.put(dataset, "excess_of_fall", dims, of_fall, units="share of the matched fall")
+
+
+def _put_difference(
+    dataset: xr.Dataset, ours: stats.Floats, theirs: stats.Floats, run: Run
+) -> None:
+    """score_difference (control, epoch): the cross-fitted score of the run minus the control's, of
+    the documents that are compared, drawn in both at once."""
+    found = np.full((3, *ours.shape[:2]), np.nan)
+    for place in np.ndindex(ours.shape[:2]):
+        paired = np.isfinite(ours[place][:, 0])
+        own, other = ours[place][paired], theirs[place][paired]  # (document, age)
+
+        def of(drawn: stats.Ints, own: stats.Floats = own, other: stats.Floats = other) -> Any:
+            return stats.cross_fitted(own, drawn) - stats.cross_fitted(other, drawn)
+
+        if len(own) > 1:
+            (value,) = of(np.arange(len(own))[None])
+            bounds = stats.bootstrap_interval(of, len(own), run.rng("bootstrap"))
+            found[:, *place] = value, *bounds
+    difference = Estimate(*found, null=np.zeros(found.shape[1:]))
+    estimate.put(dataset, "score_difference", ("control", "epoch"), difference, **SHARE)
 
 
 def last_epoch(dataset: xr.Dataset) -> int:
@@ -233,12 +261,13 @@ def _than(nats: Estimate, more: str, less: str) -> str:
 
 
 def _doubt(nats: Estimate) -> str:
-    return nats.against_zero("", "", ", not told from 0") if nats.of_seeds else ""
+    several = nats.n is not None and not np.isnan(nats.low)
+    return ", not told from 0" if several and nats.low <= 0 <= nats.high else ""
 
 
 def _said(fall: Estimate, gain: Estimate, excess: Estimate) -> str:
     """How much of the bump, the matched fall, is forgetting that the fixed order itself caused."""
-    if fall.of_seeds and not (fall.low is not None and fall.low > 0):
+    if fall.n is not None and not fall.low > 0:
         return "no bump that several seeds tell from 0"
     if fall.value < stats.MIN_FORGETTING:
         return "there is no bump"

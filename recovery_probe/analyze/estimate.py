@@ -120,33 +120,6 @@ class Estimate:
         finds = f"{self.n} such seeds find one of {self.detectable:.2g} in 80% of cases"
         return differs or f"undecided: neither different nor equal within ±{most} ({finds})"
 
-    def against_zero(self, more: str, less: str, none: str) -> str:
-        """Which of three a verdict says of the value and its interval; that it cannot say any when
-        one of them is not defined."""
-        if np.isnan(self.value):
-            return "nothing can be said"
-        if self.low is None or np.isnan(self.low) or np.isnan(self.high):
-            return "nothing can be said without an interval"
-        return more if self.low > 0 else less if self.high < 0 else none
-
-    @property
-    def of_seeds(self) -> bool:
-        """Whether it is over several seeds; one run's documents share a trajectory, and no verdict
-        comes of their interval."""
-        return self.over.endswith("seeds")
-
-    def told(self, more: str, less: str, none: str) -> str:
-        """What a verdict says of it: of several seeds as `against_zero` has it, of one run what the
-        interval is."""
-        if not self.of_seeds and self.low is not None and not np.isnan(self.low):
-            return f"brackets are the spread over {self.over} of one run"
-        return self.against_zero(more, less, none)
-
-    @property
-    def caveat(self) -> str:
-        """What a verdict adds to a difference that it calls one."""
-        return f"as far as these {self.over} tell"
-
     @property
     def cell(self) -> str:
         """`0.42 [0.37, 0.48], null 0.1, p = 0.02, corrected p = 0.06, 5 seeds`, of three digits,

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from recovery_probe.analyze import ages, estimate
+from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.words import number
 from recovery_probe.record.run import Run
 from recovery_probe.settings import Outcome
@@ -36,6 +37,7 @@ def primary(runs: Sequence[Run], dataset: xr.Dataset) -> dict[str, Any]:
         values = {part: number(v) for part, v in one.parts.items() if part not in estimate.BY_SEED}
         words = ("more than the control", "less than the control")
         said = {"text": str(one), "said": one.decided(*words, outcome.smallest, units)}
+        said["seeds"] = _of_seeds(dataset, name, one, {"control": control, "epoch": epoch})
         found.append(
             {"control": control, "epoch": epoch, "value": number(one.value), **values, **said}
         )
@@ -45,6 +47,22 @@ def primary(runs: Sequence[Run], dataset: xr.Dataset) -> dict[str, Any]:
         "doubts": _doubts(runs, outcome, dataset),
         "found": found,
     }
+
+
+def _of_seeds(dataset: xr.Dataset, name: str, one: Estimate, place: dict[str, Any]) -> str:
+    """What so many seeds can find, and what their spread comes of; nothing of one run."""
+    if one.n is None:
+        return ""
+    text = f"{one.n} such seeds find a mean of {one.detectable:.2g} in 80% of cases."
+    known = (f"{name}_{part}" for part in ("seed_variance", "document_variance"))
+    sds = [float(dataset[n].sel(place)) ** 0.5 for n in known if n in dataset]
+    if len(sds) == 2 and np.isfinite(sds).all():
+        effective = float(dataset[f"{name}_effective_documents"].sel(place))
+        text += (
+            f" Standard deviation of seeds {sds[0]:.2g}, of documents within them {sds[1]:.2g}: "
+            f"the documents of a run count as {effective:.1f} independent ones."
+        )
+    return text
 
 
 def _declared(outcome: Outcome) -> str:
@@ -74,8 +92,7 @@ def _doubts(runs: Sequence[Run], outcome: Outcome, dataset: xr.Dataset) -> list[
         doubts.append(
             f"{len(runs)} of {outcome.seeds} seeds, {few}: what is said of them is exploratory"
         )
-    middle = max(1, round(outcome.window * dataset.attrs["T"]))
-    if dataset.attrs["middle"] != middle:
+    if dataset.attrs["middle"] != ages.mid_wait(dataset.attrs["T"], outcome.window):
         doubts.append(f"age_curve was asked for another window: age {dataset.attrs['middle']}")
     if outcome.epoch and not np.isin(outcome.epoch, dataset.epoch):
         doubts.append(f"epoch {outcome.epoch} has no wait that ends: nothing was found")
