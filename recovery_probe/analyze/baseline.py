@@ -26,7 +26,8 @@ def least_squares(
 ) -> dict[str, Any]:
     """What the analyses find of a run (`found`) beside what they find of least squares: a table of
     the `salient` estimates, below the rows from `before` of other analyses, and the picture of the
-    latter as `folder/least_squares`. Nothing for a shape that is too large to simulate."""
+    latter as `folder/least_squares`. Nothing for a shape that is too large to simulate, or in
+    which no document comes back."""
     c = run.config
     simulation = LinearDocuments(c.documents.count, c.documents.held_out, c.epochs, c.steps)
     shape = {"documents": c.documents.count, "held_out": c.documents.held_out}
@@ -36,6 +37,7 @@ def least_squares(
     with tempfile.TemporaryDirectory() as scratch:
         try:
             other = simulate(simulation, Path(scratch) / "run")
+            drawn = picture.numbers(other, other.controls)
         except InputError:
             return {}
         for analysis, dataset in found.items():
@@ -44,7 +46,6 @@ def least_squares(
             except Missing:
                 continue
             rows += _rows(analysis, dataset, theirs)
-        drawn = picture.numbers(other, other.controls)
         plots.write(picture.draw(drawn), folder / "least_squares")
     return {
         "command": f"python -m recovery_probe.simulate linear_documents {command} --out DIR",

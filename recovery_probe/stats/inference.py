@@ -120,26 +120,6 @@ def sd_of_counted(values: Floats) -> Floats:
         return np.where(counted > 1, np.sqrt(square * counted / (counted - 1)), np.nan)
 
 
-def effect(difference: Floats, rng: np.random.Generator) -> Floats:
-    """Of differences (unit, other): their mean, and the mean in standard deviations of units, each
-    with the interval that resamples units and others at once: (value, low and high; mean, size).
-    No interval where fewer than three units count, nor of two others; one is taken as it is."""
-    units, others = difference.shape
-
-    def statistic(i: Ints, j: Ints) -> Floats:
-        each = mean_of_counted(difference[i[:, :, None], j[:, None, :]])
-        mean, sd = mean_of_counted(each), sd_of_counted(each.T)
-        return np.stack([mean, mean / np.where(sd > 0, sd, np.nan)], axis=-1)
-
-    (value,) = statistic(np.arange(units)[None], np.arange(others)[None])
-    low, high = bootstrap_interval(
-        lambda i: statistic(i, rng.integers(others, size=(len(i), others))), units, rng
-    )
-    if np.isfinite(difference).any(axis=1).sum() < 3 or others == 2:
-        low = high = np.full(2, np.nan)
-    return np.stack([value, low, high])
-
-
 def t_interval(values: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """Bounds of the mean over the first axis, of independent units (runs), leaving NaN out:
     mean ± t · sd / √n. NaN for fewer than two, and for values that are all the same."""
