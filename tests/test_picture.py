@@ -155,7 +155,7 @@ def test_loops_are_drawn_without_their_drift(pair: rp.Run) -> None:
     size = np.abs(loops).max()
     np.testing.assert_allclose(loops.mean(axis=1), 0, atol=1e-6 * size)
     np.testing.assert_allclose(loops[:, 0], loops[:, -1], atol=1e-6 * size)
-    updates = np.diff(pair.weight_trajectory().values.astype("float64"), axis=0)
+    updates = np.diff(pair.weight_trajectory().values.astype("float64").reshape(16, -1), axis=0)
     moved = stats.without_trend(updates, 5).cumsum(axis=0).reshape(3, 5, -1)
     line = np.linspace(0, 1, 5)[:, None]
     straight = moved - moved[:, :1] * (1 - line) - moved[:, -1:] * line
