@@ -111,8 +111,8 @@ def test_markdown_escapes_too(report: Path) -> None:
 def test_text_of_documents_is_shown_as_text(page: Page) -> None:
     assert "script" not in page.tags
     assert EVIL.strip() in page.text
-    assert page.tags.count("img") == 1 + page.text.count("Blind spot"), (
-        "the picture, our figures, and no image of a document's"
+    assert page.tags.count("img") == 3 + page.text.count("Blind spot"), (
+        "the picture, least squares, the calibration, our figures, and no image of a document's"
     )
     assert "b" not in page.tags
 
@@ -145,7 +145,7 @@ def test_nothing_stands_twice(report: Path, page: Page) -> None:
 def test_the_title_says_which_run(page: Page, report: Path) -> None:
     assert page.text.count("run/cyclic: gpt_neox, 2 blocks, 32 wide") == 2, "title and heading"
     text = report.read_text()
-    assert text.index('id="picture"') < text.index("What was found")
+    assert text.index('id="picture"') < text.index('id="exploratory"')
 
 
 def test_facts_within_facts_are_told_by_dotted_name(report: Path, tmp_path: Path) -> None:

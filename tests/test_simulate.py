@@ -21,6 +21,7 @@ NAMES = sorted(plugins.installed("simulations"))
 SMALL = {"documents": 5, "held_out": 2, "epochs": 3, "steps": 3}
 TRAJECTORY = {"weight_cyclicity", "weight_residuals"}
 ALL = TRAJECTORY | {
+    "age_curve",
     "recovery",
     "loss_curves",
     "online_loss",
@@ -29,10 +30,10 @@ ALL = TRAJECTORY | {
     "step_sizes",
     "token_recovery",
 }
-LOSSES = {"recovery", "loss_curves", "online_loss"}
+LOSSES = {"age_curve", "recovery", "loss_curves", "online_loss"}
 DONE = {  # of the analyses above, those that a simulation has enough for
     "linear_documents": ALL,
-    "planar_ring": ALL - TRAJECTORY - {"step_sizes"},
+    "planar_ring": ALL - TRAJECTORY - {"step_sizes", "gradient_similarity"},
     "age_only": LOSSES,
     "common_shock": LOSSES,
     "drift": LOSSES | TRAJECTORY,

@@ -80,6 +80,8 @@ class TwinDistance(Analysis):
 
     def verdict(self, dataset: xr.Dataset) -> str:
         nearest, *controls = (float(f) for f in dataset.furthest)
+        if np.isnan(nearest):
+            return "The distance is not defined: the two have no episode in common."
         text = f"Rounding alone moves the mean loss of a document by up to {nearest:.2g} nats."
         for name, far in zip(dataset.other.values[1:], controls, strict=True):
             text += f" The control {name} is up to {far:.2g} nats away."

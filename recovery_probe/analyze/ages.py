@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -14,7 +14,9 @@ from recovery_probe import stats
 from recovery_probe.analyze import estimate, groups
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.errors import Missing
-from recovery_probe.record.run import Run
+
+if TYPE_CHECKING:
+    from recovery_probe.record.run import Run
 
 NATS, SHARE = {"units": "nats per token"}, {"units": "share of forgotten loss"}
 EACH, SUM = {"of_seeds": "each"}, {"of_seeds": "sum"}
@@ -78,9 +80,10 @@ def mid_wait(T: int, window: float) -> int:
 
 
 def _stacked(runs: Sequence[Run], T: int) -> tuple[stats.Floats, stats.Floats]:
-    """`stats.by_age` of each, (run, epoch, document, age) and (run, epoch, document): NaN of waits
-    that one has and another has not."""
-    found = [stats.by_age(run.losses.values[:, :T], run.schedule.values, T) for run in runs]
+    """`stats.by_age` of each, (run, epoch, document, age) and (run, epoch, document), as far as all
+    have got: NaN of waits that one has and another has not."""
+    rows = groups.common(runs) + 1
+    found = [stats.by_age(run.losses.values[:rows, :T], run.schedule.values, T) for run in runs]
     waits = max(len(begins) for _, begins in found)
     curves = np.full((len(runs), waits, T, T), np.nan)
     begins = np.full((len(runs), waits, T), np.nan)

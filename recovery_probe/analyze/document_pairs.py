@@ -14,6 +14,7 @@ import xarray as xr
 from recovery_probe import stats
 from recovery_probe.analyze import estimate
 from recovery_probe.analyze.estimate import Estimate
+from recovery_probe.errors import Missing
 
 if TYPE_CHECKING:
     from recovery_probe.record.run import Run
@@ -39,10 +40,16 @@ def in_order(maps: stats.Floats, order: stats.Ints) -> stats.Floats:
 
 def counted(maps: stats.Floats) -> tuple[stats.Ints, stats.Ints, int]:
     """Of (…, T, T + H) maps: the rows, which are columns too, and the held-out columns that have
-    all of their pairs, and how many documents are left out. A map that has none is not asked."""
+    all of their pairs, and how many documents are left out. A map that has none is not asked.
+    Raises `Missing` where fewer than two rows are left."""
     T = maps.shape[-2]
     maps = maps.reshape(-1, *maps.shape[-2:])
     rows = stats.complete(maps[..., :T])
+    if len(rows) < 2:
+        raise Missing(
+            f"{T - len(rows)} of {T} documents lack a pair somewhere, as one whose gradient is 0 "
+            "does: there is nothing to compare"
+        )
     held_out = np.isfinite(maps[:, rows, T:])
     whole = held_out[held_out.any(axis=(1, 2))].all(axis=(0, 1))
     columns = T + np.flatnonzero(whole)

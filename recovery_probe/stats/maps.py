@@ -13,7 +13,7 @@ def cosines(gram: Floats) -> Floats:
     """Of a (…, n, n) matrix of inner products; NaN for a vector of no length."""
     norm = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return gram / (norm[..., :, None] * norm[..., None, :])
+        return gram / norm[..., :, None] / norm[..., None, :]  # a product of two may be 0
 
 
 def by_lag(episodes: Floats) -> Floats:

@@ -139,7 +139,7 @@ def _of_square(square: Floats) -> tuple[Effects, Floats, Floats]:
     """With the variance that the rests give the mean, and the influence of each item."""
     n, of = square.shape[-1], effects(square)
     alike, _ = _mean_squares(of.rest)
-    return of, alike / (n * (n - 1)), 2 * alike / max(n - 2, 1)
+    return of, alike / max(n * (n - 1), 1), 2 * alike / max(n - 2, 1)
 
 
 def _of_crossed(crossed: Floats) -> tuple[Effects, Floats, tuple[Floats, Floats]]:
