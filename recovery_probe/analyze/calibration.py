@@ -114,12 +114,13 @@ def calibrate(
     draws: int,
     out: Path,
     analyses: Sequence[Analysis] = (),
-    truths: Sequence[Truth] = TRUTHS,
+    truths: Sequence[Truth] = (),
 ) -> dict[str, Any]:
-    """Draw every truth `draws` times in this shape, put analyses to each (those of which it plants
-    nothing or something, when none is given), and write `out/calibration.json` and the figure. What
-    the file has already of the same shape and as many draws is kept: an interrupted one goes on
-    where it stopped. Returns what the file holds: `shape`, `draws` and `rows`.
+    """Draw every truth `draws` times in this shape (all of `TRUTHS`, when none is given), put
+    analyses to each (those of which it plants nothing or something, when none is given), and write
+    `out/calibration.json` and the figure. What the file has already of the same shape and as many
+    draws is kept: an interrupted one goes on where it stopped. Returns what the file holds:
+    `shape`, `draws` and `rows`.
 
     A row: truth, analysis, estimate, `kind` (p: how often p < .05; interval: how often the interval
     is without the null; coverage: how often it holds the mean of all draws), `role` (`nothing` or
@@ -137,7 +138,7 @@ def calibrate(
             )
         table = old
     out.mkdir(parents=True, exist_ok=True)
-    for truth in truths:
+    for truth in truths or TRUTHS:
         if truth.name not in {row["truth"] for row in table["rows"]}:
             table["rows"] += _of_truth(truth, shape, draws, analyses or _of(truth))
             write_json(path, table)
@@ -237,11 +238,11 @@ def told(table: dict[str, Any], run: Run) -> dict[str, Any]:
     )
     rows = [_cells(row) for row in table["rows"]]
     return {
-        "about": "Every analysis on processes in which the truth is known, "
-        f"{table['draws']} draws of each, of {words.format(**table['shape'])}: {same}. A test at "
-        "5% should call 5% of draws that have nothing, and an interval hold the mean of all draws "
-        "in 95%; the bands are 2 to 8 and 92 to 98%. What all documents of a run share, a shock at "
-        "one time, no interval over its documents can know.",
+        "about": "Every analysis on processes in which the truth is known, as often as the table "
+        f"says, of {words.format(**table['shape'])}: {same}. A test at 5% should call 5% of draws "
+        "that have nothing, and an interval hold the mean of all draws in 95%; the bands are 2 to "
+        "8 and 92 to 98%. What all documents of a run share, a shock at one time, no interval over "
+        "its documents can know.",
         "alt": "False alarms, coverage and power of the analyses on simulated runs.",
         "drawn": True,
         "columns": ["truth", "plants of it", "estimate", "how often", "rate", "draws"],

@@ -16,20 +16,25 @@ from recovery_probe.record.run import Run
 
 
 def put(datasets: dict[Analysis, xr.Dataset], groups: Sequence[tuple[Run, list[Run]]]) -> None:
-    """Beside every estimate its value with the twins in the place of their runs, the mean of those
-    that have one: the part `twin`. In place; nothing where no run has a twin."""
-    pairs = [(run.twins[0], own) for run, own in groups if run.twins]
+    """Beside every estimate, as the part `twin`, its value with the twins in the place of their
+    runs: moved by the mean of (twin - run) over the seeds that have one. In place; nothing where no
+    run has a twin, or where not all seeds count."""
+    pairs = {i: (run.twins[0], own) for i, (run, own) in enumerate(groups) if run.twins}
     if not pairs:
         return
     for analysis, dataset in datasets.items():
         try:
-            theirs = [analysis(twin, *own) for twin, own in pairs]
+            theirs = {i: analysis(twin, *own) for i, (twin, own) in pairs.items()}
         except Missing:
             continue
         for name in estimate.names(dataset):
-            alike = [t[name].values for t in theirs if t[name].shape == dataset[name].shape]
-            if len(alike) == len(theirs):
-                estimate.add(dataset, name, "twin", stats.mean_of_counted(np.stack(alike), axis=0))
+            found = estimate.get(dataset, name)
+            each = np.asarray(found.value)[None] if found.each is None else found.each
+            shapes = {t[name].shape for t in theirs.values()}
+            if len(each) == len(groups) and shapes == {dataset[name].shape}:
+                moved = np.stack([t[name].values - each[i] for i, t in theirs.items()])
+                twin = found.value + stats.mean_of_counted(moved, axis=0)
+                estimate.add(dataset, name, "twin", twin)
 
 
 def near(datasets: dict[Analysis, xr.Dataset]) -> list[str]:
