@@ -33,7 +33,9 @@ def least_squares(
     shape = {"documents": c.documents.count, "held_out": c.documents.held_out}
     shape |= {"epochs": c.epochs, "steps": c.steps}
     command = " ".join(f"--{name} {value}" for name, value in shape.items())
-    rows = [row for row in before if row[0] not in {analysis.name for analysis in found}]
+    rows: dict[str, list[list[str]]] = {}  # by analysis, each where it first stood
+    for row in before:
+        rows.setdefault(row[0], []).append(row)
     with tempfile.TemporaryDirectory() as scratch:
         try:
             other = simulate(simulation, Path(scratch) / "run")
@@ -45,15 +47,15 @@ def least_squares(
                 theirs = analysis(other, *other.controls)
             except Missing:
                 continue
-            rows += _rows(analysis, dataset, theirs)
+            rows[analysis.name] = _rows(analysis, dataset, theirs)
         plots.write(picture.draw(drawn), folder / "least_squares")
     return {
         "command": f"python -m recovery_probe.simulate linear_documents {command} --out DIR",
         "reading": picture.reading(drawn),
         "drawn": True,
         "columns": ["analysis", "estimate", "here", "its control", "least squares", "its control"],
-        "rows": rows,
-        "count": len(rows),
+        "rows": [row for own in rows.values() for row in own],
+        "count": sum(map(len, rows.values())),
     }
 
 
