@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,34 +31,43 @@ def least_squares(
     latter as `folder/least_squares`. Nothing for a shape that is too large to simulate, or in
     which no document comes back."""
     c = run.config
-    simulation = LinearDocuments(c.documents.count, c.documents.held_out, c.epochs, c.steps)
     shape = {"documents": c.documents.count, "held_out": c.documents.held_out}
     shape |= {"epochs": c.epochs, "steps": c.steps}
     command = " ".join(f"--{name} {value}" for name, value in shape.items())
     rows: dict[str, list[list[str]]] = {}  # by analysis, each where it first stood
     for row in before:
         rows.setdefault(row[0], []).append(row)
-    with tempfile.TemporaryDirectory() as scratch:
+    try:
+        scratch, other, reading = _simulated(*shape.values())
+    except InputError:
+        return {}
+    for analysis, dataset in found.items():
         try:
-            other = simulate(simulation, Path(scratch) / "run")
-            drawn = picture.numbers(other, other.controls)
-        except InputError:
-            return {}
-        for analysis, dataset in found.items():
-            try:
-                theirs = analysis(other, *other.controls)
-            except Missing:
-                continue
-            rows[analysis.name] = _rows(analysis, dataset, theirs)
-        plots.write(picture.draw(drawn), folder / "least_squares")
+            theirs = analysis(other, *other.controls)
+        except Missing:
+            continue
+        rows[analysis.name] = _rows(analysis, dataset, theirs)
+    for figure in Path(scratch.name).glob("least_squares.*"):
+        shutil.copy(figure, folder / figure.name)
     return {
         "command": f"python -m recovery_probe.simulate linear_documents {command} --out DIR",
-        "reading": picture.reading(drawn),
+        "reading": reading,
         "drawn": True,
         "columns": ["analysis", "estimate", "here", "its control", "least squares", "its control"],
         "rows": [row for own in rows.values() for row in own],
         "count": sum(map(len, rows.values())),
     }
+
+
+@functools.lru_cache(maxsize=2)
+def _simulated(*shape: int) -> tuple[tempfile.TemporaryDirectory[str], Run, str]:
+    """Least squares of a shape (T, H, E, M), kept as long as this process lasts; its picture lies
+    beside it, and how to read that."""
+    scratch = tempfile.TemporaryDirectory()
+    run = simulate(LinearDocuments(*shape), Path(scratch.name) / "run")
+    drawn = picture.numbers(run, run.controls)
+    plots.write(picture.draw(drawn), Path(scratch.name) / "least_squares")
+    return scratch, run, picture.reading(drawn)
 
 
 def _rows(analysis: Analysis, ours: xr.Dataset, theirs: xr.Dataset) -> list[list[str]]:

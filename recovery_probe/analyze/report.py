@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import functools
+import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -124,9 +126,18 @@ def _calibration(groups: Groups, folder: Path) -> dict[str, Any] | None:
     """The stored calibration, drawn as `folder/calibration`; nothing beside no run."""
     if not groups:
         return None
-    table = calibration.stored()
-    plots.write(calibration.draw(table), folder / "calibration")
+    scratch, table = _drawn_calibration()
+    for figure in Path(scratch.name).glob("calibration.*"):
+        shutil.copy(figure, folder / figure.name)
     return calibration.told(table, groups[0][0])
+
+
+@functools.cache
+def _drawn_calibration() -> tuple[tempfile.TemporaryDirectory[str], dict[str, Any]]:
+    """The stored one and its figure, drawn once in a process."""
+    scratch, table = tempfile.TemporaryDirectory(), calibration.stored()
+    plots.write(calibration.draw(table), Path(scratch.name) / "calibration")
+    return scratch, table
 
 
 def _title(runs: Sequence[Run]) -> str:
