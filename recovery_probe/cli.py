@@ -1,4 +1,5 @@
-"""The command line: `recovery-probe train …`, `analyze …`, `simulate …`, and the same as modules.
+"""The command line: `recovery-probe train …`, `analyze …`, `simulate …`, `calibrate …`, and the
+same as modules.
 
 A mistake of the user's is one line on standard error and exit code 2, never a traceback.
 """

@@ -146,18 +146,20 @@ def _beside(
     kept: dict[str, Any],
 ) -> dict[str, Any]:
     """What a report says beside the analyses: what was declared, what rounding alone does, and what
-    plain least squares does. Of what was not analysed this time nothing."""
+    plain least squares does; `kept` is what earlier calls said of other analyses."""
     runs: list[Run] = [run for run, _ in groups]
     told: dict[str, Any] = {}
     twins.put(datasets, groups)
     if by_age := [d for a, d in datasets.items() if a.name == primary.ANALYSIS]:
         told["primary"] = primary.primary(runs, by_age[0])
     if any(run.twins for run in runs):
-        told["near_twin"] = twins.near(datasets)
+        names = {analysis.name for analysis in datasets}
+        before = [said for said in kept.get("near_twin", []) if said.partition(":")[0] not in names]
+        told["near_twin"] = [*before, *twins.near(datasets)]
     if "simulated" not in runs[0].provenance:
         folder.mkdir(parents=True, exist_ok=True)
-        before = kept.get("least_squares", {}).get("rows", [])
-        told["least_squares"] = baseline.least_squares(runs[0], datasets, folder, before)
+        rows = kept.get("least_squares", {}).get("rows", [])
+        told["least_squares"] = baseline.least_squares(runs[0], datasets, folder, rows)
     return told
 
 
