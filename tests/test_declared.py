@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from conftest import tiny
+from recovery_probe_analyses.age_curve import AgeCurve
+from recovery_probe_analyses.gradient_similarity import GradientSimilarity
 
 import recovery_probe as rp
 from recovery_probe import config
@@ -126,7 +129,22 @@ def test_least_squares_of_the_runs_own_shape(pair: rp.Run, tmp_path: Path) -> No
     assert "How often these numbers err" in text
 
 
-def rp_age(run: rp.Run) -> Any:
-    from recovery_probe_analyses.age_curve import AgeCurve
+def test_what_fails_on_least_squares_fails_there_alone(pair: rp.Run, tmp_path: Path) -> None:
+    """A setting for this run's size, and a third party's analysis that does as it likes."""
+    run = copied(pair, tmp_path)
 
+    class Picky(AgeCurve):
+        name = "picky"
+
+        def compute(self, *runs: rp.Run) -> xr.Dataset:
+            if "simulated" in runs[0].provenance:
+                raise KeyError("tokens")
+            return super().compute(*runs)
+
+    summary = analyze(run, run.controls, [GradientSimilarity(block=1), Picky()])
+    assert set(summary["analyses"]) == {"gradient_similarity", "picky"}
+    assert summary["least_squares"]["rows"] == []
+
+
+def rp_age(run: rp.Run) -> Any:
     return AgeCurve()(run, *run.controls)

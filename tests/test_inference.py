@@ -94,13 +94,6 @@ def test_resampled_means_are_those_of_the_values_drawn(units: int, width: int, s
     expected = np.array([[values[i] for i in row] for row in drawn]).mean(axis=1)
     np.testing.assert_allclose(stats.resampled_means(values, drawn), expected, atol=1e-12)
     assert np.isnan(stats.resampled_means(values * [np.nan], drawn)).all()
-    values[rng.random(size=values.shape) < 0.3] = np.nan
-    expected = np.full((11, width), np.nan)
-    for r, w in np.ndindex(11, width):
-        counted = [values[i, w] for i in drawn[r] if np.isfinite(values[i, w])]
-        expected[r, w] = np.mean(counted) if counted else np.nan
-    found = stats.resampled_means_of_counted(values, drawn)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_p_values_of_a_mean_over_seeds() -> None:

@@ -103,15 +103,6 @@ def resampled_means(values: Floats, drawn: Ints) -> Floats:
     return np.tensordot(_times_drawn(drawn, len(values)) / drawn.shape[1], values, axes=1)
 
 
-def resampled_means_of_counted(values: Floats, drawn: Ints) -> Floats:
-    """The same without NaN; NaN, and no warning, where nothing counts."""
-    counted = np.isfinite(values)
-    total = resampled_means(np.where(counted, values, 0.0), drawn)
-    share = resampled_means(counted.astype(float), drawn)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return total / np.where(share > 0, share, np.nan)
-
-
 def sd_of_counted(values: Floats) -> Floats:
     """Standard deviation over the first axis without NaN; NaN for fewer than two."""
     counted = np.isfinite(values).sum(axis=0)
