@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recovery_probe_analyses.age_curve import AgeCurve
 
 import recovery_probe as rp
 from recovery_probe.analyze import calibration
@@ -86,7 +87,25 @@ def test_the_command_goes_on_where_it_stopped(
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
-    assert "is of 2 draws" in capsys.readouterr().err
+    assert "is of draws 2: choose another --out" in capsys.readouterr().err
+
+
+def test_a_damaged_table_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text('{"rows": [')
+    with pytest.raises(rp.InputError, match=r"calibration\.json: damaged"):
+        calibrate(Shape(), 2, tmp_path)
+
+
+def test_an_analysis_that_fails_is_named(tmp_path: Path) -> None:
+    class Broken(AgeCurve):
+        name = "broken"
+
+        def compute(self, *runs: rp.Run) -> Any:
+            raise KeyError("nothing")
+
+    few = [Truth("a", AgeOnly)]
+    with pytest.raises(rp.HookError, match="analysis broken failed on 'a', seed 0: KeyError"):
+        calibrate(Shape(documents=5, epochs=2, steps=1), 2, tmp_path, [Broken()], few)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from recovery_probe import plugins, stats
 from recovery_probe.analyze import plots
 from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.salient import salient
-from recovery_probe.errors import InputError, Missing
+from recovery_probe.errors import HookError, InputError, Missing
 from recovery_probe.record.store import write_json
 from recovery_probe.schedules import document_of_episode
 from recovery_probe.schedules.shuffled import Shuffled
@@ -67,8 +67,8 @@ class Reshuffled(LinearDocuments):
 
 @dataclass(frozen=True)
 class Truth:
-    """A process, and the estimates (`analysis.estimate`) of which it plants nothing: what they say
-    of it is a false alarm. `planted`: how much there is of what others are to find."""
+    """A process, and estimates (`analysis.estimate`) of it: those of which it plants nothing, so
+    that what they find is a false alarm, and those that have something planted to find."""
 
     name: str
     kind: type[Simulation]
@@ -126,23 +126,33 @@ def calibrate(
     is without the null; coverage: how often it holds the mean of all draws), `role` (`nothing` or
     `planted`, or neither), draws, rate, and its 95% interval low, high (Clopper and Pearson).
 
-    Raises `InputError` where the file is of another shape or number of draws.
+    Raises `InputError` where the file is of another shape, number of draws or choice of analyses,
+    or damaged; `HookError` where an analysis fails.
     """
-    table: dict[str, Any] = {"shape": asdict(shape), "draws": draws, "rows": []}
+    asked = {"shape": asdict(shape), "draws": draws, "analyses": [a.name for a in analyses]}
+    table: dict[str, Any] = asked | {"rows": []}
     path = out / "calibration.json"
     if path.exists():
-        old = json.loads(path.read_text("utf-8"))
-        if (old["shape"], old["draws"]) != (table["shape"], draws):
-            raise InputError(
-                f"{path}: is of {old['draws']} draws of shape {old['shape']}: choose another --out"
-            )
-        table = old
+        table = _read(path)
+        if others := [
+            f"{name} {table.get(name)}" for name in asked if table.get(name) != asked[name]
+        ]:
+            raise InputError(f"{path}: is of {', '.join(others)}: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     for truth in truths or TRUTHS:
         if truth.name not in {row["truth"] for row in table["rows"]}:
             table["rows"] += _of_truth(truth, shape, draws, analyses or _of(truth))
             write_json(path, table)
     plots.write(draw(table), out / "calibration")
+    return table
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = dict(json.loads(path.read_text("utf-8")))
+        [row["truth"] for row in table["rows"]]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{path}: damaged; delete it, or choose another --out") from None
     return table
 
 
@@ -169,6 +179,13 @@ def _of_truth(
                 except Missing:
                     todo.remove(analysis)
                     continue
+                except InputError:
+                    raise
+                except plugins.AUTHORS as error:  # a third party's analysis
+                    raise HookError(
+                        f"analysis {analysis.name} failed on {truth.name!r}, seed {seed}: "
+                        f"{plugins.reason(error)}"
+                    ) from error
                 for name, one in salient(dataset).items():
                     parts = (one.value, one.low, one.high, one.p, one.null)
                     numbers = tuple(np.nan if v is None else float(v) for v in parts)
