@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 STORED = resources.files("recovery_probe.analyze") / "calibration.json"
 KINDS = {"p": "p < .05", "interval": "interval without 0", "coverage": "interval with the mean"}
-BY_AGE = ("age_curve.matched_fall", "age_curve.gain", "age_curve.excess", "recovery.difference")
+FALL = ("age_curve.matched_fall", "recovery.difference")
+GAIN, EXCESS = ("age_curve.gain",), ("age_curve.excess",)
+BY_AGE = (*FALL, *GAIN, *EXCESS)
 BY_TURN = ("online_loss.difference", "token_recovery.total_regained_difference")
 PAIRS = ("gradient_similarity.distance_r", "gradient_similarity.near_minus_far")
 ROTATED = (
@@ -85,11 +87,21 @@ TRUTHS = (
     Truth("decelerating drift", DeceleratingDrift, {}, ROTATED),
     Truth("least squares, nothing shared", LinearDocuments, {"share": 0.0}, PAIRS),
     Truth("two shuffles", Reshuffled, {}, (*BY_AGE, *BY_TURN, *PAIRS, *ROTATED, *STEPS)),
-    *(
-        Truth(f"{share:g} planted", AgeOnly, {"noise": 0.1, "planted": share}, planted=BY_AGE)
+    *(  # all of it is gain on arrival
+        Truth(
+            f"{share:g} planted",
+            AgeOnly,
+            {"noise": 0.1, "planted": share},
+            nothing=EXCESS,
+            planted=(*FALL, *GAIN),
+        )
         for share in (0.1, 0.25, 0.5)
     ),
-    Truth("least squares, half shared", LinearDocuments, planted=(*BY_AGE, *BY_TURN, *ROTATED)),
+    Truth(  # next to nothing of it is gain
+        "least squares, half shared",
+        LinearDocuments,
+        planted=(*FALL, *EXCESS, *BY_TURN, *ROTATED),
+    ),
 )
 
 
@@ -288,44 +300,46 @@ def in_words(row: dict[str, Any]) -> str:
 @plots.styled
 def draw(table: dict[str, Any]) -> Figure:
     """False alarms where nothing is planted, coverage there, and how often what is planted is
-    found: a point for each truth, with its interval."""
-    rows = table["rows"]
+    found: a line for each estimate, on it a point for each truth, with its interval."""
+    rows = [row for row in table["rows"] if row["role"]]
     nothing, planted = ([r for r in rows if r["role"] == role] for role in ("nothing", "planted"))
     panels = {
-        "false alarms, at 5%": [r for r in nothing if r["kind"] != "coverage"],
-        "coverage of 95% intervals": [r for r in nothing if r["kind"] == "coverage"],
-        "found, of what is planted": [r for r in planted if r["kind"] != "coverage"],
+        "false alarms at 5%": ([r for r in nothing if r["kind"] != "coverage"], (0.02, 0.08)),
+        "coverage of 95%": ([r for r in nothing if r["kind"] == "coverage"], (0.92, 0.98)),
+        "found where planted": ([r for r in planted if r["kind"] != "coverage"], None),
     }
-    bands = ((0.02, 0.08), (0.92, 0.98), None)
-    height = 0.9 + 0.17 * max(len({_label(r) for r in part}) for part in panels.values())
-    fig, axes = plots.mosaic([list(panels)], height=max(2.4, height))
-    truths = list(dict.fromkeys(r["truth"] for r in rows if r["role"]))
-    for (title, part), band in zip(panels.items(), bands, strict=True):
-        _points(axes[title], part, truths, band)
-        axes[title].set_title(title)
+    labels = list(dict.fromkeys(map(_label, rows)))
+    truths = list(dict.fromkeys(row["truth"] for row in rows))
+    fig, axes = plots.mosaic([list(panels)], height=1.5 + 0.27 * len(labels), sharey=True)
+    for title, (part, band) in panels.items():
+        _points(axes[title], part, labels, truths, band)
+        axes[title].set(title=title, xlim=(-0.03, 1.03), xticks=(0, 0.5, 1))
+    first = axes[next(iter(panels))]
+    first.set_yticks(range(len(labels)), labels)
+    first.invert_yaxis()
     fig.legend(handles=[_mark(t, truths) for t in truths], loc="outside lower center", ncols=3)
     return fig
 
 
 def _label(row: dict[str, Any]) -> str:
-    how = "" if row["kind"] != "p" else " (p)"
-    return f"{row['analysis']}: {row['estimate']}{how}".replace("_", " ")
+    return f"{row['analysis']}: {row['estimate']}".replace("_", " ")
 
 
 def _points(
-    axes: Axes, rows: list[dict[str, Any]], truths: list[str], band: tuple[float, float] | None
+    axes: Axes,
+    rows: list[dict[str, Any]],
+    labels: list[str],
+    truths: list[str],
+    band: tuple[float, float] | None,
 ) -> None:
-    labels = list(dict.fromkeys(map(_label, rows)))
+    """The rows of one panel, those of a truth all as high above their estimate's line."""
     if band:
-        axes.axvspan(*band, color=plots.HELD_OUT, alpha=0.2, linewidth=0)
+        axes.axvspan(*band, color=plots.HELD_OUT, alpha=0.3, linewidth=0)
     for row in rows:
         i = truths.index(row["truth"])
         y = labels.index(_label(row)) + 0.7 * (i / max(1, len(truths) - 1) - 0.5)
         axes.hlines(y, row["low"], row["high"], color=plots.colour(i), linewidth=0.8)
         axes.plot(row["rate"], y, MARKS[i % len(MARKS)], color=plots.colour(i), markersize=3)
-    axes.set_yticks(range(len(labels)), labels, fontsize=6)
-    axes.set_xlim(-0.02, 1.02)
-    axes.invert_yaxis()
 
 
 MARKS = "os^Dv<>PX*d"
