@@ -32,7 +32,7 @@ def plain_train_losses(run: rp.Run, episode: int, folder: Path) -> list[float]:
     row = torch.tensor(run.record.tokens.values[int(run.schedule.values[episode])])[None]
     losses = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(run.config.seed, f"dropout of episode {episode}"))
+        torch.manual_seed(torch_seed(run.config.seed.order, f"dropout of episode {episode}"))
         for _ in range(run.config.steps):
             optimizer.zero_grad()
             loss = model(input_ids=row, labels=row).loss
