@@ -167,8 +167,6 @@ def train(argv: Sequence[str]) -> None:
         overwrite=command.overwrite,
         force=command.force,
     )
-    for other in (*run.controls, *run.twins):
-        analyze_run(other)
     _tell(analyze_run(run, run.controls), run.path)
 
 

@@ -188,11 +188,14 @@ def note(axes: Axes, text: str) -> None:
 
 def write(fig: Figure, path: Path) -> None:
     """PATH.png, PATH.svg and PATH.pdf, each put in place when whole."""
+    # Laid out once: that takes as long as drawing, and "none" would still lay out, in vain.
+    if engine := fig.get_layout_engine():
+        engine.execute(fig)
+        fig.set_layout_engine(None)
     for kind in ("png", "svg", "pdf"):
         aside = path.with_name(f"{path.name}.{kind}.partial")
         aside.write_bytes(_as(fig, kind))
         os.replace(aside, path.with_name(f"{path.name}.{kind}"))
-        fig.set_layout_engine("none")  # laid out once, which takes as long as drawing
 
 
 def _as(fig: Figure, kind: str) -> bytes:
