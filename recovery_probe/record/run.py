@@ -15,7 +15,6 @@ import functools
 import html
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from recovery_probe import config, plugins, stats
 from recovery_probe.errors import Damaged, InputError, Missing, NotRecorded
-from recovery_probe.record import labels, mends, store
+from recovery_probe.record import labels, mends, shown, store
 from recovery_probe.record.folder import as_path, checkpoint_folder, checkpoints, is_run
 from recovery_probe.record.layout import EPISODE, STEP, TRAINING, Timeline, check_format
 from recovery_probe.seeds import generator
@@ -322,30 +321,7 @@ class Run:
 
     def summary(self) -> dict[str, str]:
         """What the run is, in a few words each."""
-        c, m = self.config, self.config.model
-        sizes = f"{m.architecture}, {m.depth} blocks, {m.width} wide, random init ({m.init})"
-        total = len(self.schedule)
-        size = sum(f.stat().st_size for f in (self.path / "record.zarr").rglob("*") if f.is_file())
-        message = self.provenance.get("message")
-        return {
-            "run": str(self.path),
-            "status": self.status + (f": {message}" if message else ""),
-            "progress": f"{self.episodes_done} of {total} episodes",
-            "model": sizes if m.source == "random" else m.source,
-            "documents": f"{c.documents.count} + {c.documents.held_out} held out, "
-            f"{c.documents.tokens} tokens, {c.documents.source}",
-            "schedule": f"{_described(c.schedule.kind, c.schedule.own)}, {c.epochs} epochs, "
-            f"{c.steps} steps per episode",
-            "optimizer": _described(c.optimizer.name, c.optimizer.own)
-            + (", state reset each episode" if c.optimizer.reset else ""),
-            "interventions": "; ".join(
-                _described(n, c.tables.get(plugins.key_of(n), {})) for n in c.interventions
-            )
-            or "none",
-            "recorders": ", ".join([*self.recorders, *self.provenance.get("hooks", [])]) or "none",
-            "recovery so far": "none yet" if np.isnan(self.recovery) else f"{self.recovery:.2f}",
-            "record": f"{size / 1e6:.1f} MB",
-        }
+        return shown.summary(self)
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:>16}  {value}" for name, value in self.summary().items())
@@ -398,8 +374,3 @@ def open_runs(path: str | os.PathLike[str]) -> list[Run]:
     if len(mains) == 1 and len(runs) <= 1 + len(mains[0].controls) + len(mains[0].twins):
         return [*mains, *mains[0].controls]
     return [open_run(folder)]
-
-
-def _described(name: str, settings: Mapping[str, Any]) -> str:
-    """`sgd, lr 0.1`: a plug-in and those of its settings that say something."""
-    return ", ".join([name, *plugins.in_words(settings)])

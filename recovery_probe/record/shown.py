@@ -1,0 +1,43 @@
+"""A run in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from recovery_probe import plugins
+
+
+def summary(run: Any) -> dict[str, str]:
+    """What a `Run` is, in a few words each."""
+    c, m = run.config, run.config.model
+    sizes = f"{m.architecture}, {m.depth} blocks, {m.width} wide, random init ({m.init})"
+    total = len(run.schedule)
+    size = sum(f.stat().st_size for f in (run.path / "record.zarr").rglob("*") if f.is_file())
+    message = run.provenance.get("message")
+    return {
+        "run": str(run.path),
+        "status": run.status + (f": {message}" if message else ""),
+        "progress": f"{run.episodes_done} of {total} episodes",
+        "model": sizes if m.source == "random" else m.source,
+        "documents": f"{c.documents.count} + {c.documents.held_out} held out, "
+        f"{c.documents.tokens} tokens, {c.documents.source}",
+        "schedule": f"{described(c.schedule.kind, c.schedule.own)}, {c.epochs} epochs, "
+        f"{c.steps} steps per episode",
+        "optimizer": described(c.optimizer.name, c.optimizer.own)
+        + (", state reset each episode" if c.optimizer.reset else ""),
+        "interventions": "; ".join(
+            described(n, c.tables.get(plugins.key_of(n), {})) for n in c.interventions
+        )
+        or "none",
+        "recorders": ", ".join([*run.recorders, *run.provenance.get("hooks", [])]) or "none",
+        "recovery so far": "none yet" if np.isnan(run.recovery) else f"{run.recovery:.2f}",
+        "record": f"{size / 1e6:.1f} MB",
+    }
+
+
+def described(name: str, settings: Mapping[str, Any]) -> str:
+    """`sgd, lr 0.1`: a plug-in and those of its settings that say something."""
+    return ", ".join([name, *plugins.in_words(settings)])
