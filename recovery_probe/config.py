@@ -66,7 +66,9 @@ def as_written(values: Mapping[str, Any], origin: str = "settings") -> Settings:
             core[part] = {n: v for n, v in core[part].items() if n in names}
     try:
         # As JSON: strict about numbers and strings, and content to build dataclasses from tables.
-        settings = _ADAPTER.validate_json(json.dumps(core, default=str))
+        settings = _ADAPTER.validate_json(plugins.as_json(core))
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
     except pydantic.ValidationError as error:
         raise InputError(f"{origin}: " + "; ".join(map(_explain, error.errors()))) from None
     parts = {part: replace(getattr(settings, part), own=table) for part, table in own.items()}

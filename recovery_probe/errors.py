@@ -27,4 +27,8 @@ class HookError(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by its user; the message says what is kept."""
+    """Training was stopped by its user; the message says what is kept, and how to go on."""
+
+    def __init__(self, message: str, signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal  # the first that asked

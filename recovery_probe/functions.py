@@ -124,7 +124,10 @@ def split(text: str, flag: str = "--hook") -> tuple[str, Callable[..., Any]]:
     function, _, pattern = text.rpartition("@")
     if not (function and pattern):
         raise InputError(f"{flag} {text}: expected file.py:FUNCTION@PATTERN")
-    loaded = plugins.load("hooks", function)
+    try:
+        loaded = plugins.load("hooks", function)
+    except InputError as error:
+        raise InputError(f"{flag} {text}: {error}") from error
     if not callable(loaded):
         raise InputError(f"{flag} {text}: {function} is a {type(loaded).__name__}, not a function")
     return pattern, loaded

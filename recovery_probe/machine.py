@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import torch
+
+from recovery_probe.training import Training
 
 LOOK, BUSY = 0.2, 40  # seconds, and percent of all processors
 
@@ -26,6 +30,36 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in ignored.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stoppable(training: Training) -> Iterator[list[int]]:
+    """A first SIGINT or SIGTERM asks a training to stop after its episode, a second one is what it
+    always is. Yields the signals that came."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before: dict[int, Any] = {}
+
+    def ask(number: int, _: object) -> None:
+        came.append(number)
+        training.stopping = True
+        put_back()
+        os.write(2, b"stopping after this episode, with a checkpoint; once more: at once\n")
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as for a script's background jobs
+            before[number] = signal.signal(number, ask)
+    try:
+        yield came
+    finally:
+        if not came:
+            put_back()
 
 
 @contextmanager

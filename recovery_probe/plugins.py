@@ -107,13 +107,28 @@ def made(kind: type[P], values: Mapping[str, Any], where: str) -> P:
         if not is_dataclass(kind):
             return kind()
         # As JSON: strict about numbers and strings, and content to make tuples of lists.
-        return _adapter(kind).validate_json(json.dumps(dict(values), default=str))
+        return _adapter(kind).validate_json(as_json(values, where))
     except pydantic.ValidationError as error:
         raise InputError("; ".join(explained(e, where) for e in error.errors())) from None
     except InputError:
         raise
     except AUTHORS as error:
         raise InputError(f"{where}: {kind.__name__} cannot be made: {reason(error)}") from error
+
+
+def as_json(values: Mapping[str, Any], where: str = "") -> str:
+    """Settings as JSON. Raises `InputError` for a text that is none, such as bytes of a command
+    line that are no UTF-8."""
+    for name, value in values.items():
+        dotted = f"{where}.{name}" if where else name
+        if isinstance(value, Mapping):
+            as_json(value, dotted)
+            continue
+        try:
+            json.dumps(value, default=str, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"{dotted} = {value!r}: cannot be written as UTF-8") from None
+    return json.dumps(dict(values), default=str)
 
 
 def _others(kind: type[Plugin], name: str) -> str:

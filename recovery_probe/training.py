@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recovery_probe import config, documents, models, stats
+from recovery_probe import config, documents, models, packing, stats
 from recovery_probe.documents import Documents
 from recovery_probe.errors import InputError, Missing
 from recovery_probe.models import Model
 from recovery_probe.moments import Step
 from recovery_probe.optimizers import Optimizer
+from recovery_probe.record import checkpoint, store
+from recovery_probe.record.folder import checkpoint_folder
 from recovery_probe.record.layout import Timeline
 from recovery_probe.record.run import Run
 from recovery_probe.schedules import document_of_episode
@@ -27,13 +32,24 @@ from recovery_probe.settings import Settings
 from recovery_probe.sketch import ModuleSketches
 
 
+class Part(Protocol):
+    """What takes part in training, and may remember something from one episode to the next."""
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers: a tree that `packing` takes."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Remember that instead."""
+
+
 @dataclass
 class Training:
     """Settings made into things, and the episodes that they have behind them.
 
     A run is one of these, advanced by the loop. `Training.open` starts one; `Training.at` takes
     one up from a run's checkpoint: to go on, to see again what was not recorded, to do something
-    else from there.
+    else from there. Random numbers are no part of its state: whatever draws some does so from the
+    seed and the episode, or the step, that they are for.
     """
 
     settings: Settings
@@ -47,6 +63,14 @@ class Training:
     # The documents that are passing through the model as a part of training: of a step, or of an
     # evaluation. None otherwise: hooks of the run let other passes alone.
     passing: Step | range | None = field(default=None, init=False)
+    # The latest checkpoint: the one that this was taken up from, or has written since.
+    latest: Path | None = field(default=None, init=False)
+    # Somebody asked it to stop: it does after an episode, with a checkpoint.
+    stopping: bool = field(default=False, init=False)
+    # Recorders and interventions at work; and what they remembered at the checkpoint that this was
+    # taken up from, until they join.
+    parts: dict[str, Part] = field(default_factory=dict, init=False)
+    _left: dict[str, Any] = field(default_factory=dict, init=False)
 
     @classmethod
     def open(cls, settings: Settings, path: Path | None = None) -> Self:
@@ -54,32 +78,95 @@ class Training:
         model = models.load(settings)
         chosen = documents.load(settings, model.tokenize)
         _check_tokens(chosen, model, settings)
-        schedule = document_of_episode(
-            config.made(settings, "schedule"),
-            settings.documents.count,
-            settings.epochs,
-            generator(settings.seed.order, "schedule"),
-        )
-        timeline = Timeline(schedule, settings.documents.count, settings.steps)
-        return cls._of(settings, model, chosen, timeline, path)
+        return cls._of(settings, model, chosen, planned(settings), path)
 
     @classmethod
     def at(cls, run: Run, episodes_done: int, device: str | None = None) -> Self:
         """A run as it was after so many episodes, of which there is a checkpoint: its weights, its
-        documents as recorded, its schedule and losses so far, the optimizer in a fresh state. On
-        the best device of this machine, or the one that is named, whatever it was trained on.
+        documents as recorded, its schedule and losses so far, its optimizer. On the best device of
+        this machine, or the one that is named, whatever it was trained on.
 
-        Raises `Missing` when there is no such checkpoint, or the record has not got so far.
+        Raises `Missing` when there is no such checkpoint, or the record has not got so far;
+        `Damaged` when it is not as it was written.
         """
         if episodes_done > run.episodes_done:
             raise Missing(
                 f"{run.path}: {run.episodes_done} episodes are committed, and not {episodes_done}"
             )
-        model = run.model_at(episodes_done, device or "auto")
+        model = run.saved_model(episodes_done, device or "auto")
         training = cls._of(run.config, model, _recorded(run), run.timeline, run.path)
         training.rows[: episodes_done + 1] = run.losses.values[: episodes_done + 1]
         training.done = episodes_done
+        training.latest = checkpoint_folder(run.path, episodes_done)
+        training._take_up(training.latest)
         return training
+
+    @classmethod
+    def again(cls, run: Run, device: str | None = None, epochs: int | None = None) -> Self:
+        """The beginning of a run once more, with its documents as recorded; of more epochs than it
+        had, when these are given. Raises `InputError` when its model cannot be loaded, or its
+        schedule would not begin with what it was."""
+        settings, timeline = run.config, run.timeline
+        if epochs is not None:
+            settings = replace(settings, epochs=epochs)
+            timeline = planned(settings)
+            if not np.array_equal(timeline.schedule[: run.schedule.size], run.schedule):
+                raise InputError(
+                    f"{run.path}: {epochs} epochs of the schedule {settings.schedule.kind} do not "
+                    f"begin with the {run.config.epochs} that it has: train anew"
+                )
+        model = models.load(settings if device is None else replace(settings, device=device))
+        training = cls._of(settings, model, _recorded(run), timeline, run.path)
+        if run.provenance.get("role") == "twin":
+            training.move_last_digits()
+        return training
+
+    def _take_up(self, folder: Path) -> None:
+        """What a checkpoint has beside weights: of the optimizer at once, of others when they
+        join. Checkpoints of earlier versions have nothing."""
+        if not (folder / checkpoint.STATE).exists():
+            return
+        tree = checkpoint.state(folder).get("state")
+        with store.reading(folder):
+            file = folder / checkpoint.TENSORS
+            tensors = load_file(file) if file.exists() else {}
+            state = packing.unpacked(tree, tensors)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._left = state["parts"]
+
+    def join(self, name: str, part: Part) -> None:
+        """Take part from now on, with what it had at the checkpoint this was taken up from."""
+        self.parts[name] = part
+        if name in self._left:
+            part.restore(self._left.pop(name))
+
+    def save(self) -> None:
+        """Write a checkpoint of the run: its weights, and all else it needs to go on from here."""
+
+        def fill(folder: Path) -> dict[str, Any]:
+            if self.latest is None:
+                self.model.save(folder)
+            else:  # a configuration that was read from a file is written as another
+                self.model.save_weights(folder)
+                checkpoint.copy_rest(self.latest, folder)
+            tensors: dict[str, Tensor] = {}
+            remembered = {"optimizer": self.optimizer.state_dict(), "parts": self._remembered()}
+            tree = packing.packed(remembered, tensors)
+            if tensors:
+                save_file(tensors, folder / checkpoint.TENSORS)
+            return {"state": tree}
+
+        assert self.path is not None
+        try:
+            checkpoint.put(self.path, self.done, fill)
+        except SafetensorError as error:
+            if "os error 28" in str(error):  # as other libraries say it
+                raise OSError(errno.ENOSPC, "the disk is full", str(self.path)) from error
+            raise
+        self.latest = checkpoint_folder(self.path, self.done)
+
+    def _remembered(self) -> dict[str, Any]:
+        return {name: part.state() for name, part in self.parts.items()}
 
     @classmethod
     def _of(
@@ -176,12 +263,13 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """All that changes while it trains: episodes `done`, `weights` (TransformerLens name ->
-        tensor), the `optimizer`'s state as torch gives it, loss `rows` so far. Tensors are copies.
-        """
+        tensor), the `optimizer`'s state as torch gives it, that of its `parts`, loss `rows` so
+        far. Tensors are copies."""
         return {
             "done": self.done,
             "weights": {n: p.detach().clone() for n, p in self.model.parameters.items()},
             "optimizer": _copied(self.optimizer.state_dict()),
+            "parts": _copied(self._remembered()),
             "rows": self.rows[: self.done + 1].copy(),
         }
 
@@ -191,15 +279,30 @@ class Training:
         for name, parameter in self.model.parameters.items():
             parameter.copy_(state["weights"][name])
         self.fresh_optimizer().load_state_dict(_copied(state["optimizer"]))
+        for name in self.parts.keys() & state["parts"].keys():
+            self.parts[name].restore(_copied(state["parts"][name]))
         self.done = int(state["done"])
         self.rows[:] = np.nan
         self.rows[: self.done + 1] = state["rows"]
 
 
+def planned(settings: Settings) -> Timeline:
+    """The schedule that settings ask for."""
+    schedule = document_of_episode(
+        config.made(settings, "schedule"),
+        settings.documents.count,
+        settings.epochs,
+        generator(settings.seed.order, "schedule"),
+    )
+    return Timeline(schedule, settings.documents.count, settings.steps)
+
+
 def _copied(state: Any) -> Any:
-    """Of what an optimizer gives as its state, tensors cloned."""
+    """Of what an optimizer or a part gives as its state, tensors and arrays copied."""
     if isinstance(state, Tensor):
         return state.clone()
+    if isinstance(state, np.ndarray):
+        return state.copy()
     if isinstance(state, dict):
         return {name: _copied(value) for name, value in state.items()}
     return [_copied(value) for value in state] if isinstance(state, list) else state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import recovery_probe as rp
 from recovery_probe.testing import toy_settings as tiny
 
 torch.set_num_threads(1)
+# A script's background jobs ignore Ctrl-C, and so would the processes started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,9 @@ def test_the_names_are_those_of_the_toml() -> None:
         ({"recorders": ["gradient"]}, "'gradient'; did you mean 'gradients'?"),
         ({"interventions": ["gradients"]}, "no interventions plug-in 'gradients'"),
         ({"tables": {}}, "unknown setting tables"),
+        # As bytes that are no UTF-8 arrive from a command line.
+        ({"outcome": {"stop": "\udcff"}}, r"outcome.stop = '\udcff': cannot be written as UTF-8"),
+        ({"checkpoints": {"every": "\udcff"}}, r"checkpoints.every = '\udcff'"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, object], said: str) -> None:

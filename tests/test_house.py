@@ -15,13 +15,17 @@ import recovery_probe
 ROOT = Path(recovery_probe.__file__).parent
 PACKAGE = "recovery_probe"
 SLOW = ("torch", "transformer_lens", "transformers", "matplotlib", "scipy")
-# The door that every user comes in by, and two methods of `Run` that are conveniences: they look
+# The door that every user comes in by, and the methods of `Run` that are conveniences: they look
 # up, when they are called.
 LAZY = {
     ("recovery_probe", "*"),
     ("recovery_probe.train", "recovery_probe.train.fitting"),
     ("recovery_probe.analyze", "recovery_probe.analyze.perform"),
     ("recovery_probe.record.run", "recovery_probe.models"),
+    ("recovery_probe.record.run", "recovery_probe.train"),
+    ("recovery_probe.record.run", "recovery_probe.train.fitting"),
+    ("recovery_probe.record.run", "recovery_probe.train.plan"),
+    ("recovery_probe.record.run", "recovery_probe.train.replay"),
     ("recovery_probe.record.run", "recovery_probe.analyze"),
     ("recovery_probe.record.run", "recovery_probe.analyze.picture"),
 }

@@ -265,7 +265,7 @@ TWICE = {OUT: torch.stack([torch.ones(32), torch.arange(32.0), 3 - 2 * torch.ara
             EditActivations(("mine.py:f",)),
             "edit.hooks mine.py:f: expected file.py:FUNCTION@PATTERN",
         ),
-        (EditActivations.of([("blocks.0.hok_out", half)]), "no hook point is called"),
+        (EditActivations.of([("blocks.0.hok_out", half)]), "edit.hooks: .* no hook point is"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -66,7 +66,10 @@ def test_one_trainer_in_a_directory(tmp_path: Path) -> None:
         first.send_signal(signal.SIGTERM)
         _, said = first.communicate(timeout=60)
     assert first.returncode == 143
-    assert re.search(r"error: .*/run: stopped after \d+ of 2000 episodes; the record so far", said)
+    assert re.search(
+        r"error: .*/run: stopped after \d+ of 2000 episodes; to go on from its checkpoint after",
+        said,
+    )
     run = rp.open_run(out)
     assert run.status == "interrupted"
     assert str(run.config.seed) == "0"
@@ -260,16 +263,18 @@ def test_a_plug_in_file_may_hold_dataclasses(pair: rp.Run, tmp_path: Path) -> No
     assert plugins.load("recorders", f"{tmp_path / 'mine.py'}:Mine")().at == 3
 
 
-def test_exist_ok_opens_what_is_there_and_nothing_else(tmp_path: Path) -> None:
+def test_resume_opens_what_is_there_and_nothing_else(tmp_path: Path) -> None:
     settings = tiny(epochs=1)
     first = rp.fit(settings, tmp_path / "run", control="shuffled")
     made = (first.path / "provenance.json").stat().st_mtime_ns
-    again = rp.fit(settings, tmp_path / "run", control="shuffled", exist_ok=True)
+    again = rp.fit(settings, tmp_path / "run", control="shuffled", resume=True)
     assert again.path == first.path
     assert (first.path / "provenance.json").stat().st_mtime_ns == made
-    with pytest.raises(rp.InputError, match=r"another run \(epochs \(asked 2, there 1\)\)"):
-        rp.fit(tiny(epochs=2), tmp_path / "run", control="shuffled", exist_ok=True)
-    assert rp.fit(tiny(epochs=1), tmp_path / "new", exist_ok=True).status == "complete"
+    with pytest.raises(rp.InputError, match=r"another run \(steps is 3 there, and 2 here\)"):
+        rp.fit(tiny(epochs=1, steps=2), tmp_path / "run", control="shuffled", resume=True)
+    with pytest.raises(rp.InputError, match="resume keeps what overwrite deletes"):
+        rp.fit(settings, tmp_path / "run", control="shuffled", resume=True, overwrite=True)
+    assert rp.fit(tiny(epochs=1), tmp_path / "new", resume=True).status == "complete"
 
 
 def test_threads_are_a_setting_and_given_back(

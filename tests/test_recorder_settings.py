@@ -67,10 +67,10 @@ def test_a_recorder_given_as_an_object_is_told_by_its_settings(tmp_path: Path) -
     settings, mine = tiny(recorders=[], epochs=1), ResidualStream(focal=2)
     run = rp.fit(settings, tmp_path / "run", hooks=[mine])
     assert "residual_stream (every step, reduce mean, focal 2" in repr(run)
-    again = rp.fit(settings, tmp_path / "run", hooks=[ResidualStream(focal=2)], exist_ok=True)
+    again = rp.fit(settings, tmp_path / "run", hooks=[ResidualStream(focal=2)], resume=True)
     assert again.provenance == run.provenance
-    with pytest.raises(rp.InputError, match=r"hooks \(asked .*focal 1.*, there .*focal 2"):
-        rp.fit(settings, tmp_path / "run", hooks=[ResidualStream(focal=1)], exist_ok=True)
+    with pytest.raises(rp.InputError, match=r"hooks is .*focal 2.* there, and .*focal 1.* here"):
+        rp.fit(settings, tmp_path / "run", hooks=[ResidualStream(focal=1)], resume=True)
     assert not hasattr(mine, "trained")  # each run gets a copy of its own
 
 

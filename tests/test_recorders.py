@@ -223,7 +223,7 @@ def test_checkpoints_and_their_doors(tmp_path: Path) -> None:
     weights = run.weights_at(10)
     assert set(weights) == set(model.state_dict())
     with pytest.raises(rp.InputError, match=r"no checkpoint after 7 episodes; .* 0, 5, 10, 15"):
-        run.weights_at(7)
+        run.saved_model(7)
     few = rp.fit(tiny(checkpoints={"every": "5 episodes", "keep": 2}), tmp_path / "few")
     assert len(list((few.path / "checkpoints").iterdir())) == 2
     none = rp.fit(tiny(recorders=[]), tmp_path / "none")

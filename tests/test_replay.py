@@ -1,130 +1,163 @@
-"""Analyses that run the model again, against plain loops."""
+"""What was not recorded, seen by training again."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+import zarr
 from conftest import tiny
-from recovery_probe_analyses import pairwise_recovery
-from recovery_probe_analyses.gradient_similarity import GradientSimilarity
-from recovery_probe_analyses.pairwise_recovery import PairwiseRecovery
 
 import recovery_probe as rp
-from recovery_probe.analyze.across import across
-from recovery_probe.analyze.analysis import Analysis
-from recovery_probe.analyze.modules import module_groups
+from recovery_probe.cli import main
+
+RECORDED = ("token_losses", "residual_stream", "gradients", "weight_deltas", "document_gradients")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
-    """A tiny run with gradients of all documents recorded at the end of each epoch."""
+def strength(tensor: Any, *, hook: Any) -> Any:
+    return tensor.norm()
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Consolidated metadata")
+HOOK = ("strength", "blocks.*.hook_resid_post", strength)
+
+
+def without(run: rp.Run, path: Path, *groups: str) -> rp.Run:
+    """A copy of a run that did not record these."""
+    shutil.copytree(run.path, path)
+    for name in groups:
+        shutil.rmtree(path / "record.zarr" / name)
+    zarr.consolidate_metadata(path / "record.zarr")
+    return rp.open_run(path)
+
+
+@pytest.mark.parametrize("episodes", [None, (0, 3), (5, 10), (7, 13), (14, 15)])
+def test_any_stretch_gives_what_was_recorded(
+    episodes: tuple[int, int] | None, pair: rp.Run, tmp_path: Path
+) -> None:
+    run = without(pair, tmp_path / "run", *RECORDED)
+    assert run.recorders == []
+    before = run.losses.copy(), run.train_loss.copy()
+    again = run.replay(record=RECORDED, episodes=episodes)
+    assert again.recorders == sorted(RECORDED)
+    start, stop = episodes or (0, 15)
+    for name in RECORDED:
+        there, recorded = again.recorder(name), pair.recorder(name)
+        for time in {"step", "episodes_done"} & set(recorded.dims):
+            times = recorded[time].values
+            kept = (times >= start * 3) & (times < stop * 3)
+            if time == "episodes_done":
+                kept = (times > start) & (times <= stop) | (times == 0) & (start == 0)
+            recorded = recorded.isel({time: kept})
+        assert there.drop_attrs().load().identical(recorded.drop_attrs().load()), name
+        assert there.attrs["replayed"]["episodes"] == [start, stop]
+        assert "bit for bit" in there.attrs["replayed"]["agreed"]
+    assert again.losses.equals(before[0])
+    assert again.train_loss.equals(before[1])
+    assert not list(run.path.glob(".replay*"))
+    assert not (run.path / "lock").exists()
+
+
+def test_a_new_hook_sees_what_it_would_have_seen(tmp_path: Path) -> None:
+    """Of a run with an intervention, dropout and an optimizer that remembers."""
     settings = tiny(
-        recorders=["gradients", "document_gradients", "checkpoints"], model={"dtype": "float64"}
+        model={"architecture": "llama", "dropout": 0.2},
+        optimizer={"name": "adam", "lr": 1e-3},
+        interventions=["mask"],
+        recorders=["checkpoints"],
     )
-    return rp.fit(settings, tmp_path_factory.mktemp("replay") / "run")
+    whole = rp.fit(settings, tmp_path / "whole", hooks=[HOOK], hook_during="both")
+    run = rp.fit(settings, tmp_path / "run").replay(hooks=[HOOK], hook_during="both")
+    there, recorded = (r.recorder("strength").drop_attrs().load() for r in (run, whole))
+    assert there.identical(recorded)
+    assert run.config == rp.open_run(run.path).config
 
 
-def loss(model: object, tokens: torch.Tensor) -> torch.Tensor:
-    logits = model.bridge(tokens[None], use_cache=False)[0]  # type: ignore[attr-defined]
-    return F.cross_entropy(logits[:-1], tokens[1:])
+def test_any_moment(pair: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights are those of a run that kept them."""
+    every = tiny(recorders=["checkpoints"], checkpoints={"every": "episode"})
+    whole = rp.fit(every, tmp_path / "whole")
+    for done in (0, 3, 5, 14):
+        theirs, ours = whole.weights_at(done), pair.weights_at(done)
+        assert theirs.keys() == ours.keys()
+        assert all(np.array_equal(theirs[name], ours[name]) for name in theirs)
+        said = capsys.readouterr().err
+        assert ("4 episodes are trained again, from the checkpoint after 10" in said) == (
+            done == 14
+        )
+    model = pair.model_at(12)
+    with torch.no_grad():
+        model.train(False)
+        inputs = rp.Training.at(pair, 10).inputs
+        assert np.array_equal(model.losses(inputs).numpy().astype(float), pair.losses[12])
+    with pytest.raises(rp.Missing, match="has 15 episodes, and not 16"):
+        pair.model_at(16)
 
 
-def separate_gradients(run: rp.Run, episodes_done: int) -> dict[str, torch.Tensor]:
-    """Module -> (documents, …): one autograd pass for each document."""
-    model = run.model_at(episodes_done)
-    model.train(False)
-    rows: dict[str, list[torch.Tensor]] = {}
-    for tokens in torch.tensor(run.record.tokens.values):
-        gradients = torch.autograd.grad(loss(model, tokens), list(model.parameters.values()))
-        of_module: dict[str, list[torch.Tensor]] = {}
-        for name, gradient in zip(model.parameters, gradients, strict=True):
-            of_module.setdefault(name.rpartition(".")[0], []).append(gradient.flatten())
-        for module, parts in of_module.items():
-            rows.setdefault(module, []).append(torch.cat(parts))
-    return {module: torch.stack(g) for module, g in rows.items()}
+def test_a_run_without_checkpoints_begins_at_its_start(tmp_path: Path) -> None:
+    run = rp.fit(tiny(epochs=1, recorders=[]), tmp_path / "run")
+    assert not run.checkpoints
+    run.replay(record=["gradients"], episodes=(3, 5))
+    assert run.gradients.sizes["step"] == 6
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-def test_cosines_are_those_of_separate_gradients(
-    run: rp.Run, recorded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not recorded:
-        monkeypatch.setitem(run.__dict__, "recorders", ["gradients"])
-        with pytest.raises(rp.InputError, match="document_gradients, or pass --from-checkpoint"):
-            GradientSimilarity()(run)
-    analysis = GradientSimilarity(from_checkpoint=not recorded, episodes=(5, 15), modules=True)
-    found = analysis(run)
-    modules = run.gradients.module
-    for time in (5, 15):
-        exact = separate_gradients(run, time)
-        groups = module_groups(modules, blocks=True)
-        members = {group: modules["name"].values[which] for group, which in groups.items()}
-        for group, names in (members | {name: [name] for name in exact}).items():
-            g = torch.cat([exact[n] for n in names], dim=1)[:5]
-            g = g / g.norm(dim=1, keepdim=True)
-            cosine = found.cosine.sel(episodes_done=time, group=group).values[0]
-            np.testing.assert_allclose(cosine, g @ g.T, atol=1e-6)
+def test_another_run_adds_nothing(pair: rp.Run, tmp_path: Path) -> None:
+    """Losses that are not the recorded ones, as those of other documents or other code."""
+    run = without(pair, tmp_path / "run")
+    shutil.rmtree(run.path / "record.zarr" / "gradients")
+    training = zarr.open_group(run.path / "record.zarr" / "training", mode="r+")
+    losses: Any = training["losses"]
+    losses[8] = losses[8] + 0.5
+    files = sorted(f for f in run.path.rglob("*"))
+    with pytest.raises(rp.InputError, match=r"after 8 episodes losses differ .* by 0\.5 nats"):
+        rp.open_run(run.path).replay(hooks=[HOOK])
+    assert sorted(f for f in run.path.rglob("*")) == files
+    losses[8] = losses[8] - 0.5 + 1e-7
+    again = rp.open_run(run.path).replay(hooks=[HOOK])
+    agreed = again.recorder("strength").attrs["replayed"]["agreed"]
+    assert "differ from the recorded ones by up to 1e-07 nats (0.01 is allowed)" in agreed
 
 
-def test_modules_are_not_drawn_as_blocks(run: rp.Run) -> None:
-    lines = []
-    for modules in (False, True):
-        fig = GradientSimilarity().plot(GradientSimilarity(modules=modules)(run))
-        lines.append([len(axes.lines) for axes in fig.axes])
-    assert lines[0] == lines[1]
-    assert max(lines[0]) == 3  # two blocks, and all modules
+def test_what_cannot_be_replayed_is_said(pair: rp.Run, tmp_path: Path) -> None:
+    for options, message in (
+        ({}, "replay records nothing"),
+        ({"record": ["gradients"]}, "has gradients already; --overwrite"),
+        ({"hooks": [HOOK], "episodes": (3, 3)}, "episodes 3:3: .* has episodes 0:15"),
+        ({"hooks": [HOOK], "episodes": (0, 99)}, "episodes 0:99"),
+        ({"record": ["gradient"]}, "did you mean 'gradients'"),
+    ):
+        with pytest.raises(rp.InputError, match=message):
+            pair.replay(**options)
+    simulated = rp.simulate("age_only", tmp_path / "age", documents=5, epochs=3)
+    with pytest.raises(rp.Missing, match="simulation age_only has no checkpoints: no network"):
+        simulated.replay(hooks=[HOOK])
 
 
-def test_drops_are_those_of_naive_copies(run: rp.Run) -> None:
-    with pytest.raises(rp.InputError, match="pass --from-checkpoint"):
-        PairwiseRecovery()(run)
-    found = PairwiseRecovery(from_checkpoint=True, episodes=(10,))(run)
-    tokens = torch.tensor(run.record.tokens.values)
-    for i in (0, 3):
-        model = run.model_at(10)  # a copy for each document
-        with torch.no_grad():
-            before = [float(loss(model, t)) for t in tokens]
-        for _ in range(3):
-            model.bridge.zero_grad()
-            loss(model, tokens[i]).backward()
-            with torch.no_grad():
-                for p in model.parameters.values():
-                    p -= 0.1 * p.grad
-        with torch.no_grad():
-            after = [float(loss(model, t)) for t in tokens]
-        expected = np.array(before) - after
-        np.testing.assert_allclose(found.loss_drop.values[0, 0, i], expected, atol=1e-9)
-    drop = found.loss_drop.values[0, 0]
-    assert found.own.item() == pytest.approx(np.diagonal(drop).mean())
-    ahead = np.mean([drop[i, (i + 1) % 5] for i in range(5)])
-    assert found.lag_drop.sel(lag=1).item() == pytest.approx(ahead)
-    off = drop[:, :5][~np.eye(5, dtype=bool)].mean() - drop[:, 5:].mean()
-    assert found.more_than_held_out.item() == pytest.approx(off)
-
-
-def test_every_document_starts_from_the_same_weights(
-    run: rp.Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Weights are put back to the last bit: the loss before each document's updates is the same."""
-    models = []
-    model_at = rp.Run.model_at
-
-    def seen(self: rp.Run, episodes_done: int, device: str) -> object:
-        models.append(model_at(self, episodes_done, device))
-        return models[-1]
-
-    monkeypatch.setattr(rp.Run, "model_at", seen)
-    pairwise_recovery.drops(run, 15)
-    fresh = model_at(run, 15).parameters
-    assert all(torch.equal(p, fresh[name]) for name, p in models[0].parameters.items())
-
-
-def test_they_work_over_seeds(run: rp.Run) -> None:
-    analyses: list[Analysis] = [PairwiseRecovery(from_checkpoint=True), GradientSimilarity()]
-    for analysis in analyses:
-        one = analysis(run)
-        both = across([one, one])
-        analysis.plot(both)
-        assert "15 episodes" in analysis.summary(both)["verdict"]
+def test_the_command(pair: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = without(pair, tmp_path / "run")
+    (tmp_path / "mine.py").write_text("def f(tensor, *, hook):\n    return tensor.mean()\n")
+    words = [
+        "replay",
+        str(run.path),
+        "--hook",
+        f"{tmp_path / 'mine.py'}:f@blocks.0.hook_resid_post",
+    ]
+    words += ["--record", "attention_patterns", "--attention_patterns.every", "2 steps"]
+    main([*words, "--episodes", "5:10"])
+    assert "5 episodes are trained again, from the checkpoint after 5" in capsys.readouterr().err
+    again = rp.open_run(run.path)
+    assert {"f", "attention_patterns"} < set(again.recorders)
+    assert again.recorder("attention_patterns").step.values.tolist() == list(range(16, 30, 2))
+    assert again.recorder("f").sizes["step"] == 15
+    for bad, message in (
+        (["--episodes", "5-10"], "--episodes 5-10: expected two numbers, such as 50:75"),
+        ([], "has attention_patterns already"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([*words[:2], "--record", "attention_patterns", *bad])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err

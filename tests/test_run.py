@@ -176,7 +176,7 @@ def test_damaged_weights_are_named(pair: rp.Run, tmp_path: Path) -> None:
     (path / "checkpoints" / "episodes-abc").mkdir()
     run = rp.open_run(path)
     assert run.checkpoints == [0, 5, 10, 15]
-    with pytest.raises(rp.Damaged, match=r"episodes-00005/model\.safetensors: damaged"):
+    with pytest.raises(rp.Damaged, match=r"episodes-00005: damaged: model\.safetensors is"):
         run.weights_at(5)
 
 

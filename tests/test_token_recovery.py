@@ -145,7 +145,7 @@ def test_a_control_that_stopped_early(
 
 def test_what_it_lacks_is_said(pair: rp.Run, plant: Plant, tmp_path: Path) -> None:
     off = rp.fit(tiny(recorders=[], epochs=1), tmp_path / "off")
-    with pytest.raises(rp.InputError, match="train again with --record token_losses"):
+    with pytest.raises(rp.InputError, match=r"replay .* --record token_losses adds it"):
         TokenRecovery()(off)
     plant(wave(pair))
     every = pair.recorder("token_losses").isel(episodes_done=slice(None, None, 5))

@@ -15,40 +15,30 @@ from conftest import tiny
 from safetensors.torch import load_file
 
 import recovery_probe as rp
-from recovery_probe.interventions import acting
-from recovery_probe.machine import reproducible
 from recovery_probe.record.writer import Writer
-from recovery_probe.recorders import recording
-from recovery_probe.train.fitting import advance
 
 STOP = 12  # episodes, in the middle of an epoch of five: the last checkpoint is after 10
 
 
 class Stops(rp.Recorder):
     name = "stops"
+    armed = True
 
     def start(self, training: rp.Training) -> rp.Layout:
         return rp.Layout()
 
     def before_step(self, step: rp.Step) -> None:
-        if step.episode == STOP:
+        if self.armed and step.episode == STOP:
             raise KeyboardInterrupt
 
 
-def stopped(settings: rp.Settings, path: Path) -> rp.Run:
+def stopped(settings: rp.Settings, path: Path, monkeypatch: pytest.MonkeyPatch) -> rp.Run:
+    """Interrupted in the middle of an episode; what goes on has the same hook, and is not."""
+    monkeypatch.setattr(Stops, "armed", True)
     with pytest.raises(rp.Interrupted, match=f"stopped after {STOP} of 15 episodes"):
         rp.fit(settings, path, hooks=[Stops])
+    monkeypatch.setattr(Stops, "armed", False)
     return rp.open_run(path)
-
-
-def go_on(run: rp.Run, done: int) -> rp.Run:
-    training = rp.Training.at(run, done)
-    with reproducible(training.model.device):
-        interventions = acting.Interventions(acting.find(run.config), training)
-        watching = recording.Recording(recording.find(run.config), training, interventions)
-        with Writer.reopen(run.path, done) as writer:
-            advance(training, interventions, watching, writer)
-    return rp.open_run(run.path)
 
 
 def assert_same(run: rp.Run, whole: rp.Run) -> None:
@@ -68,12 +58,15 @@ def assert_same(run: rp.Run, whole: rp.Run) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(pair: rp.Run, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    pair: rp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the last checkpoint; what was trained after it is trained again, in its place."""
-    run = stopped(pair.config, tmp_path / "run")
+    run = stopped(pair.config, tmp_path / "run", monkeypatch)
     assert run.status == "interrupted"
     assert np.isnan(run.losses[STOP + 1 :]).all()
-    again = go_on(run, 10)
+    again = run.resume(hooks=[Stops])
+    assert again is run
     again.check()
     assert again.status == "complete"
     assert not (run.path / "lock").exists()
@@ -82,7 +75,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(pair: rp.Run, tmp_path: Pat
     assert not [name for name in costs if "rows_missing" in costs[name]]
 
 
-def test_what_is_drawn_in_an_episode_is_its_own(tmp_path: Path) -> None:
+def test_what_is_drawn_in_an_episode_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dropout, an optimizer that remembers within an episode, updates recorded by the epoch."""
     settings = tiny(
         model={"architecture": "llama", "dropout": 0.2},
@@ -91,9 +86,11 @@ def test_what_is_drawn_in_an_episode_is_its_own(tmp_path: Path) -> None:
         recorders=["weight_deltas", "gradients", "checkpoints"],
     )
     whole = rp.fit(settings, tmp_path / "whole")
-    for done in (5, 0):
-        run = stopped(settings, tmp_path / f"stopped-{done}")
-        assert_same(go_on(run, done), whole)
+    for lost in ((), (10,), (10, 5, 0)):
+        run = stopped(settings, tmp_path / f"stopped-{len(lost)}", monkeypatch)
+        for done in lost:
+            shutil.rmtree(run.path / "checkpoints" / f"episodes-{done:05d}")
+        assert_same(run.resume(hooks=[Stops]), whole)
 
 
 def test_a_training_taken_up_is_the_run_as_it_was(pair: rp.Run) -> None:
@@ -117,40 +114,48 @@ def test_a_training_taken_up_is_the_run_as_it_was(pair: rp.Run) -> None:
         assert torch.equal(weight, fresh.model.parameters[name]), name
 
 
-def test_nothing_is_taken_up_that_is_not_there(pair: rp.Run, tmp_path: Path) -> None:
+def test_nothing_is_taken_up_that_is_not_there(
+    pair: rp.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(rp.Missing, match="no checkpoint after 3 episodes; there are some after 0"):
         rp.Training.at(pair, 3)
     with pytest.raises(rp.Missing, match="15 episodes are committed, and not 20"):
         rp.Training.at(pair, 20)
-    run = stopped(tiny(recorders=["checkpoints"], checkpoints={"every": "episode"}), tmp_path / "r")
+    settings = tiny(recorders=["checkpoints"], checkpoints={"every": "episode"})
+    run = stopped(settings, tmp_path / "r", monkeypatch)
     ahead = run.path / "checkpoints" / f"episodes-{STOP + 1:05d}"
     shutil.copytree(run.path / "checkpoints" / f"episodes-{STOP:05d}", ahead)
     with pytest.raises(rp.Missing, match="12 episodes are committed, and not 13"):
         rp.Training.at(run, STOP + 1)
     before = {f: f.read_bytes() for f in run.path.rglob("*") if f.is_file()}
     for done in (STOP + 1, -1):
-        with pytest.raises(rp.InputError, match=rf"has 12 episodes, and not {done}"):
-            Writer.reopen(run.path, done)
+        with (
+            Writer.reopen(run.path) as writer,
+            pytest.raises(rp.InputError, match=rf"has 12 episodes, and not {done}"),
+        ):
+            writer.go_on(done)
     assert {f: f.read_bytes() for f in run.path.rglob("*") if f.is_file()} == before
     with pytest.raises(rp.InputError, match="no such run directory"):
-        Writer.reopen(tmp_path / "nowhere", 0)
+        Writer.reopen(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_one_writer_at_a_time(pair: rp.Run, tmp_path: Path) -> None:
     shutil.copytree(pair.path, tmp_path / "run")
-    with Writer.reopen(tmp_path / "run", 7):
+    with Writer.reopen(tmp_path / "run") as writer:
+        writer.go_on(7)
         run = rp.open_run(tmp_path / "run")
-        assert (run.status, run.episodes_done) == ("running", 7)
+        assert (run.status, run.episodes_done) == ("running", 15)
         assert run.checkpoints == [0, 5]
-        assert np.isnan(run.losses[8:]).all()
         with pytest.raises(rp.InputError, match="is being written by process"):
-            Writer.reopen(tmp_path / "run", 5)
+            Writer.reopen(tmp_path / "run")
         with pytest.raises(rp.InputError, match="is being written by process"):
             rp.fit(tiny(epochs=1), tmp_path / "run", overwrite=True)
+        with pytest.raises(rp.InputError, match="is being written by process"):
+            run.resume()
     run = rp.open_run(tmp_path / "run")
-    assert (run.status, run.episodes_done) == ("killed", 7)
-    with Writer.reopen(tmp_path / "run", 7) as writer:
+    assert (run.status, run.episodes_done) == ("killed", 15)
+    with Writer.reopen(tmp_path / "run") as writer:
         writer.finish("interrupted")
     assert rp.open_run(tmp_path / "run").status == "interrupted"
 

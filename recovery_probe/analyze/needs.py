@@ -28,6 +28,12 @@ def recorded(name: str, every_episode: bool = False) -> Need:
         done = common(runs)
         for run in runs:
             dataset = run.recorder(name)
+            start, stop = dataset.attrs.get("replayed", {}).get("episodes", (0, done))
+            if start > 0 or stop < done:
+                raise Missing(
+                    f"{run.path}: {name} was replayed for episodes {start}:{stop} alone; "
+                    f"{mends.replay(run.path, name)} --overwrite has all"
+                )
             due = {"step": np.arange(done) * run.config.steps, "episodes_done": np.arange(done + 1)}
             times = [time for time in due if time in dataset.dims]
             whole = all(np.isin(due[time], dataset[time].values).all() for time in times)
@@ -94,7 +100,7 @@ def checkpoints(unless: str = "") -> Need:
                 what = mends.no_checkpoint(run.provenance, 0, [])
                 raise Missing(f"{run.path}: {what}, and none can be run again")
             if not getattr(analysis, "from_checkpoint", False):
-                why = f"recorder {unless} was off: train again with --record {unless}, or"
+                why = f"recorder {unless} was off: {mends.replay(run.path, unless)}, or"
                 if not unless:
                     why = f"{analysis.name} runs the model again, which takes torch and time:"
                 raise Missing(f"{run.path}: {why} pass --from-checkpoint")

@@ -57,3 +57,12 @@ class Intervention(Plugin):
 
     def weights(self, step: Step) -> None:
         """After the step: change `step.model.parameters`, in place, without gradient."""
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers from one episode to the next, beside what `start` makes: tensors,
+        arrays, numbers and text, in dicts and lists. A run that goes on from a checkpoint gives it
+        back, to `restore`, after `start`."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Remember what `state` gave."""

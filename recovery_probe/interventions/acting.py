@@ -25,6 +25,16 @@ class Interventions:
         self.training = training
         self.all = list(interventions)
         self.edits = {i.name: self._start(i) for i in self.all}
+        training.join("interventions", self)
+
+    def state(self) -> dict[str, Any]:
+        states = {i.name: i.state() for i in self.all}
+        return {name: state for name, state in states.items() if state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for intervention in self.all:
+            if intervention.name in state:
+                intervention.restore(state[intervention.name])
 
     def _start(self, intervention: Intervention) -> tuple[Edit, ...]:
         try:

@@ -55,13 +55,16 @@ class EditActivations(Intervention):
                     )
             self.functions = [HookFunction(*split(hook, "edit.hooks")) for hook in self.hooks]
         passes: tuple[Literal["training", "evaluation"], ...] = ("training", "evaluation")
-        return tuple(
-            Edit(point, self._edit(function), when)
-            for function in self.functions
-            for point in function.points(training)
-            for when in passes
-            if self.during in (when, "both")
-        )
+        try:
+            return tuple(
+                Edit(point, self._edit(function), when)
+                for function in self.functions
+                for point in function.points(training)
+                for when in passes
+                if self.during in (when, "both")
+            )
+        except InputError as error:
+            raise InputError(f"edit.hooks: {error}") from error
 
     def _edit(self, function: Any) -> Callable[..., Tensor | None]:
         def edit(tensor: Tensor, *, hook: Any, moment: Step | range) -> Tensor | None:

@@ -89,8 +89,12 @@ class Model:
 
     def save(self, folder: Path) -> None:
         """Write a folder that `AutoModelForCausalLM.from_pretrained` and `model.source` read."""
-        folder.mkdir(parents=True)
-        tensors = {name: t.contiguous().cpu() for name, t in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        self.save_weights(folder)
         self.bridge.original_model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def save_weights(self, folder: Path) -> None:
+        """Write what changes of it in training."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: t.contiguous().cpu() for name, t in self.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

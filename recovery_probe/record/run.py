@@ -12,7 +12,6 @@ RUN/lock              there while the run is being written
 from __future__ import annotations
 
 import functools
-import html
 import json
 import os
 from dataclasses import astuple, replace
@@ -26,9 +25,10 @@ from numpy.typing import NDArray
 
 from recovery_probe import config, plugins, stats
 from recovery_probe.errors import Damaged, InputError, Missing, NotRecorded
-from recovery_probe.record import labels, mends, shown, store
+from recovery_probe.record import checkpoint, labels, lock, mends, shown, store
 from recovery_probe.record.folder import as_path, checkpoint_folder, checkpoints, is_run
 from recovery_probe.record.layout import EPISODE, STEP, TRAINING, Timeline, check_format
+from recovery_probe.record.trajectory import trajectory
 from recovery_probe.seeds import generator
 from recovery_probe.settings import Settings
 
@@ -67,14 +67,21 @@ class Run:
         with store.reading(path / "record.zarr"):
             counted: Any = root[f"{TRAINING}/rows_committed"]
             schedule: Any = root[f"{TRAINING}/document_of_episode"]
-            self._rows, total = int(counted[()]), schedule.shape[0] + 1
-        cut_short = self.provenance["status"] == "complete" and self._rows != total
-        if cut_short or not 0 <= self._rows <= total:
+            self.rows, total = int(counted[()]), schedule.shape[0] + 1
+        cut_short = self.provenance["status"] == "complete" and self.rows != total
+        if cut_short or not 0 <= self.rows <= total:
             raise Damaged(
-                f"{path}: damaged: rows_committed is {self._rows}, where a run of {total - 1} "
+                f"{path}: damaged: rows_committed is {self.rows}, where a run of {total - 1} "
                 f"episodes that is {self.provenance['status']} has another; bring back a copy, or "
                 "train again"
             )
+
+    def refresh(self) -> Run:
+        """This run, as its directory is now; of one that is being written, with what has come."""
+        path = self.path
+        self.__dict__.clear()
+        self.__init__(path)  # type: ignore[misc]
+        return self
 
     @functools.cached_property
     def record(self) -> xr.Dataset:
@@ -87,7 +94,7 @@ class Run:
     def losses(self) -> xr.DataArray:
         """(episodes_done, document): mean token cross-entropy, nats. Coordinates `trained_on`,
         `episode`, `epoch` and `within` tell what training did last."""
-        return self._counted("losses", "episodes_done", self._rows)
+        return self._counted("losses", "episodes_done", self.rows)
 
     @functools.cached_property
     def train_loss(self) -> xr.DataArray:
@@ -119,14 +126,14 @@ class Run:
     @property
     def episodes_done(self) -> int:
         """Episodes whose rows count."""
-        return max(0, self._rows - 1)
+        return max(0, self.rows - 1)
 
     @property
     def status(self) -> str:
         """`running`, `complete`, `diverged`, `interrupted`, `failed`; `killed` when it was running
         and nobody writes it any more."""
         status = str(self.provenance["status"])
-        return "killed" if status == "running" and not store.is_locked(self.path) else status
+        return "killed" if status == "running" and not lock.is_locked(self.path) else status
 
     @property
     def holder(self) -> str:
@@ -168,13 +175,13 @@ class Run:
 
     def _open(self, name: str) -> xr.Dataset:
         if name not in self.recorders:
-            off = mends.recorder_off(self.provenance, name, self.recorders)
+            off = mends.recorder_off(self.path, self.provenance, name, self.recorders)
             raise Missing(f"{self.path}: {off}")
         with store.reading(f"{self.path}: {name}"):
             self._check_chunks(name)
             dataset = xr.open_zarr(self.path / "record.zarr", group=name)
             M = self.config.steps
-            for time, rows in ((STEP, self.episodes_done * M), (EPISODE, self._rows)):
+            for time, rows in ((STEP, self.episodes_done * M), (EPISODE, self.rows)):
                 if time in dataset.coords:
                     dataset = dataset.isel({time: self._which(dataset, time, rows)})
             for n, variable in dataset.variables.items():
@@ -236,44 +243,61 @@ class Run:
 
     @functools.cached_property
     def _trajectory(self) -> xr.DataArray:
-        deltas = self.recorder("weight_deltas").sketched
-        M = self.config.steps
-        due = xr.open_zarr(self.path / "record.zarr", group="weight_deltas").step.values
-        # The step after the last of each recorded stretch.
-        ends = np.append(due[1:], len(self.schedule) * M)[: deltas.sizes["step"]]
-        at = np.zeros(deltas.shape[1:])
-        rows, times = [at], [0]
-        for start in range(0, len(ends), M * self.config.documents.count):
-            these = slice(start, start + M * self.config.documents.count)
-            moved = at + deltas[these].values.cumsum(axis=0, dtype="float64")
-            whole = ends[these] % M == 0
-            rows += list(moved[whole])
-            times += (ends[these][whole] // M).tolist()
-            at = moved[-1]
-        like = deltas[:0].sum("step")  # nothing of its values, and its modules' names
-        return like.expand_dims(episodes_done=times).copy(data=np.stack(rows))
+        return trajectory(self)
 
     def weights_at(self, episodes_done: int) -> dict[str, NDArray[Any]]:
-        """Hugging Face name -> weight, from the checkpoint after that many episodes; no torch.
+        """Hugging Face name -> weight, after that many episodes: from the checkpoint there (no
+        torch), or trained up to there from an earlier one.
 
-        Raises `Missing` when there is none, naming those there are.
+        Raises `Missing` when the run has not got so far, `Damaged` when its checkpoint cannot be
+        read.
         """
         from safetensors.numpy import load_file
 
-        path = self._checkpoint(episodes_done) / "model.safetensors"
-        with store.reading(path):
-            return load_file(path)
+        if episodes_done in self.checkpoints:
+            path = self._checkpoint(episodes_done) / "model.safetensors"
+            with store.reading(path):
+                return load_file(path)
+        weights = self.model_at(episodes_done).state_dict()
+        return {name: weight.detach().cpu().numpy() for name, weight in weights.items()}
 
     def model_at(self, episodes_done: int, device: str = "auto") -> Model:
-        """The model with the weights after that many episodes, bridged, on a device of this
-        machine's, whatever the run was trained on.
+        """The model as it was after that many episodes, bridged, on a device of this machine's,
+        whatever the run was trained on: from the checkpoint there, or trained up to there from an
+        earlier one, which is said, with the time it takes.
 
-        Raises `Missing` when there is no such checkpoint.
+        Raises `Missing` when the run has not got so far, `Damaged` when its checkpoint cannot be
+        read.
         """
+        if episodes_done in self.checkpoints:
+            return self.saved_model(episodes_done, device)
+        from recovery_probe.train.replay import training_at
+
+        return training_at(self, episodes_done, device).model
+
+    def saved_model(self, episodes_done: int, device: str = "auto") -> Model:
+        """That of the checkpoint after so many episodes. Raises `Missing` when there is none."""
         from recovery_probe import models
 
         source = replace(self.config.model, source=str(self._checkpoint(episodes_done)))
         return models.load(replace(self.config, model=source, device=device))
+
+    def replay(self, **options: Any) -> Run:
+        """Train episodes once more, and add what new hooks and recorders see to the record:
+        `train.replay.replay`, whose options these are. Returns this run."""
+        from recovery_probe.train.replay import replay
+
+        return replay(self, **options)
+
+    def resume(self, **options: Any) -> Run:
+        """Train on from the newest checkpoint, to the end, as if nothing had happened. `options`
+        are those of `fit`: `hooks` and `interventions` that were objects are given again. Returns
+        this run, as it is then."""
+        from recovery_probe.train.fitting import fit
+        from recovery_probe.train.plan import Point
+
+        fit([Point(self.path, self.config)], resume=True, **options)
+        return self.refresh()
 
     @property
     def checkpoints(self) -> list[int]:
@@ -285,7 +309,12 @@ class Run:
         if episodes_done not in known:
             none = mends.no_checkpoint(self.provenance, episodes_done, known)
             raise Missing(f"{self.path}: {none}")
-        return checkpoint_folder(self.path, episodes_done)
+        folder = checkpoint_folder(self.path, episodes_done)
+        if (folder / checkpoint.STATE).exists() and (wrong := checkpoint.damage(folder)):
+            raise Damaged(
+                f"{folder}: damaged: {wrong}; {mends.verify(self.path)}, or bring back a copy"
+            )
+        return folder
 
     @property
     def controls(self) -> list[Run]:
@@ -327,12 +356,7 @@ class Run:
         return "\n".join(f"{name:>16}  {value}" for name, value in self.summary().items())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for name, value in self.summary().items()
-        )
-        return f"<table>{rows}</table>"
+        return shown.html(self)
 
 
 @functools.cache

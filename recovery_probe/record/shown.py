@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,30 @@ def summary(run: Any) -> dict[str, str]:
         )
         or "none",
         "recorders": ", ".join([*run.recorders, *run.provenance.get("hooks", [])]) or "none",
+        **_went_on(run.provenance),
         "recovery so far": "none yet" if np.isnan(run.recovery) else f"{run.recovery:.2f}",
         "record": f"{size / 1e6:.1f} MB",
     }
+
+
+def _went_on(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Of a run that was resumed or lengthened: after which episodes, and whether that shows."""
+    said = [f"to {entry['epochs'][1]} epochs" for entry in provenance.get("lengthened", [])]
+    for entry in provenance.get("resumed", []):
+        differs = entry.get("differs")
+        off = f" (losses differ from before by up to {differs['by']:.2g} nats)" if differs else ""
+        said.append(f"after {entry['after']} episodes{off}")
+    return {"went on": "; ".join(said)} if said else {}
+
+
+def html(run: Any) -> str:
+    """The same as a table."""
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th>"
+        f"<td style='text-align:left'>{escape(value)}</td></tr>"
+        for name, value in summary(run).items()
+    )
+    return f"<table>{rows}</table>"
 
 
 def described(name: str, settings: Mapping[str, Any]) -> str:

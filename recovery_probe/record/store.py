@@ -1,8 +1,9 @@
-"""How a run lies on the disk: Zarr with checksums, text put in place when whole, and a lock."""
+"""How a run lies on the disk: Zarr with checksums, text put in place when whole."""
 
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import warnings
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from filelock import FileLock, Timeout
 from zarr.codecs import ZstdCodec
 
 from recovery_probe.errors import Damaged, InputError
@@ -22,6 +22,9 @@ from recovery_probe.errors import Damaged, InputError
 COMPRESSORS = (ZstdCodec(checksum=True),)  # a flipped bit is an error, not a number
 # Every chunk that was written lies on the disk, so that a lost one is seen to be lost.
 KEEP_EMPTY: Any = {"write_empty_chunks": True}
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of an `OSError`: the disk is
 
 
 def write_zarr(dataset: xr.Dataset, path: Path, group: str | None = None) -> None:
@@ -65,6 +68,26 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def flush(path: Path) -> None:
+    """Have a file, or what a folder lists, on the disk: neither a crash nor a power cut takes it
+    back."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def flush_since(folder: Path, since: float) -> None:
+    """The same for every file in a folder that was changed after a time, in seconds since 1970;
+    some seconds before it too, since the clocks of a disk and of a machine differ."""
+    for file in folder.rglob("*"):
+        if file.stat().st_mtime > since - 10:
+            flush(file)
+
+
 def now() -> str:
     """UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -87,32 +110,3 @@ def reading(what: object) -> Iterator[None]:
             f"{what}: damaged or missing ({type(error).__name__}: {reason}); bring back a copy, or "
             "train again"
         ) from error
-
-
-def lock(folder: Path, holder: str) -> FileLock:
-    """The lock of a run directory, held until it is released or its process ends.
-
-    Raises `InputError`, with `holder`, while another process (or this one) holds it.
-    """
-    held = FileLock(folder / "lock")
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{folder}: is being written by {holder}: wait until it has ended, or choose another "
-            "--out"
-        ) from None
-    return held
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether somebody writes there; yes, where that cannot be told."""
-    if not (folder / "lock").exists():
-        return False
-    probe = FileLock(folder / "lock")
-    try:
-        probe.acquire(timeout=0)
-    except (Timeout, OSError):
-        return True
-    probe.release()
-    return False

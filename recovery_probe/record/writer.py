@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
-import xarray as xr
 import zarr
-from filelock import FileLock
 from numpy.typing import ArrayLike, NDArray
 
 from recovery_probe import config
 from recovery_probe.documents import Documents
 from recovery_probe.errors import InputError
-from recovery_probe.record import labels, store
-from recovery_probe.record.blank import about, create, lay_out
+from recovery_probe.record import checksums, group, mends, store
+from recovery_probe.record.blank import lay_out
 from recovery_probe.record.folder import checkpoint_folder, checkpoints, is_run
-from recovery_probe.record.layout import TRAINING, Array, Timeline
+from recovery_probe.record.layout import STEP, TRAINING, Array, Timeline
+from recovery_probe.record.lock import Lock, busy, is_locked, was_left
 from recovery_probe.record.run import Run, open_run
+from recovery_probe.record.versions import changed, machine
 from recovery_probe.settings import Settings
-
-PACKAGES = ("recovery_probe", "torch", "transformers", "transformer-lens", "numpy", "zarr")
 
 
 def check_vacant(path: Path, overwrite: bool) -> None:
@@ -43,8 +37,8 @@ def check_vacant(path: Path, overwrite: bool) -> None:
                 f"{path}: holds a run already: choose another --out, or add --overwrite "
                 "(overwrite=True), which deletes all that is in it"
             )
-        if (path / "lock").exists():  # somebody writes there, or was killed
-            store.lock(path, holder(path)).release()
+        if is_locked(path):
+            raise busy(path, holder(path))
         return
     if path.exists() or path.is_symlink():
         if not path.is_dir():
@@ -65,12 +59,13 @@ class Writer:
     context it lets go of the lock at the end, and of everything when it was not put in place.
     """
 
-    def __init__(self, folder: Path, path: Path, timeline: Timeline, lock: FileLock) -> None:
+    def __init__(self, folder: Path, path: Path, timeline: Timeline, lock: Lock) -> None:
         self.aside, self.path, self.timeline, self.lock = folder, path, timeline, lock
         self.provenance: dict[str, Any] = {}
         self._opened: dict[str, Any] = {}
         self.in_place = folder == path
         self.rows = 0  # committed
+        self.before: dict[str, Any] = {}  # what is being written again, as it was
 
     @classmethod
     def create(
@@ -85,16 +80,16 @@ class Writer:
         """Lay out a new run aside; `put_in_place` moves it to `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}-", dir=path.parent))
-        writer = cls(aside, path, timeline, store.lock(aside, "another process"))
+        writer = cls(aside, path, timeline, Lock(aside, "another process"))
         try:
+            writer.lock.begin()
             aside.chmod(0o777 & ~_umask())
             (aside / "config.toml").write_text(config.to_toml(settings), encoding="utf-8")
             writer.provenance = {
                 "status": "running",
                 "started": store.now(),
-                **_process(),
                 **provenance,
-                **_versions(),
+                **machine(),
             }
             store.write_json(aside / "provenance.json", writer.provenance)
             lay_out(aside / "record.zarr", settings, documents, timeline)
@@ -104,42 +99,93 @@ class Writer:
         return writer
 
     @classmethod
-    def reopen(cls, path: Path, done: int) -> Self:
-        """Go on with a run after `done` episodes, of those it has committed: what it has of later
-        ones does not count any more, and will be written over; checkpoints after them go.
-
-        Raises `InputError` while somebody writes there, or where it has not got so far.
-        """
-        lock = store.lock(path, open_run(path).holder)
+    def reopen(cls, path: Path) -> Self:
+        """Take up a run that is there. Its rows go on counting; `go_on` says from where they are
+        written again. Raises `InputError` while somebody writes there."""
+        lock = Lock(path, open_run(path).holder)
         try:
             run = Run(path)
-            if not 0 <= done <= run.episodes_done:
-                raise InputError(f"{path}: has {run.episodes_done} episodes, and not {done}")
             writer = cls(path, path, run.timeline, lock)
-            writer.provenance = run.provenance | {"status": "running", **_process()}
-            store.write_json(path / "provenance.json", writer.provenance)
-            writer.group = zarr.open_group(writer.record, mode="r+", use_consolidated=False)
-            writer.group.attrs["status"] = "running"
-            store.consolidate(writer.record)
-            writer._count(done + 1)
-            for later in checkpoints(path):
-                if later > done:
-                    shutil.rmtree(checkpoint_folder(path, later))
+            writer.rows, writer.provenance = run.rows, dict(run.provenance)
+            lock.begin()
         except BaseException:
-            (path / "lock").unlink(missing_ok=True)
-            lock.release()
+            lock.close()
             raise
         return writer
+
+    def go_on(self, done: int, **facts: Any) -> None:
+        """Write again after `done` episodes. Rows of later ones that count already must come out
+        as they are; checkpoints of later ones go. `facts` stand in the provenance, among what was
+        `resumed`.
+
+        Raises `InputError` where the run has not got so far.
+        """
+        if not 0 <= done <= max(0, self.rows - 1):
+            raise InputError(f"{self.path}: has {max(0, self.rows - 1)} episodes, and not {done}")
+        arrays = {name: self._array(f"{TRAINING}/{name}") for name in ("losses", "train_loss")}
+        with store.reading(f"{self.path}: losses"):
+            self.before = {name: array[:] for name, array in arrays.items()}
+        now = machine()
+        entry = {
+            "at": store.now(),
+            "after": done,
+            "again": max(0, self.rows - 1 - done),
+            "changed": changed(self.provenance, now),
+            **facts,
+        }
+        (self.path / checksums.FILE).unlink(missing_ok=True)
+        self.provenance |= {"status": "running", **now}
+        self.provenance["resumed"] = [*self.provenance.get("resumed", []), entry]
+        store.write_json(self.path / "provenance.json", self.provenance)
+        group.describe(self.record, status="running")
+        store.consolidate(self.record)
+        for later in checkpoints(self.path):
+            if later > done:
+                shutil.rmtree(checkpoint_folder(self.path, later))
+
+    def take_over(self, run: Run) -> None:
+        """What a run has, of which this one is a longer schedule: rows, documents as recorded,
+        checkpoints, and groups that no recorder of this one writes."""
+        training = zarr.open_group(run.path / "record.zarr" / TRAINING, mode="r")
+        for name, array in training.arrays():
+            ours, rows = self._array(f"{TRAINING}/{name}"), run.rows
+            if name in ("losses", "train_loss"):
+                rows = rows if name == "losses" else run.episodes_done * self.timeline.steps
+                ours[:rows] = array[:rows]
+            elif ours.shape == array.shape:
+                ours[...] = array[...]
+        for name in run.recorders:
+            if (self.record / name).exists():
+                self._take_rows(run, name)
+            else:
+                shutil.copytree(run.path / "record.zarr" / name, self.record / name)
+        for done in run.checkpoints:
+            folder = checkpoint_folder(run.path, done)
+            shutil.copytree(folder, checkpoint_folder(self.aside, done))
+        self._count(run.rows)
+
+    def _take_rows(self, run: Run, recorder: str) -> None:
+        """The rows of a recorder that count in both."""
+        done, M = run.episodes_done, self.timeline.steps
+        ours = zarr.open_group(self.record / recorder, mode="r+", use_consolidated=False)
+        theirs = zarr.open_group(run.path / "record.zarr" / recorder, mode="r")
+        for name, array in theirs.arrays():
+            if "covers" not in array.attrs:
+                continue  # a coordinate
+            time, *_ = cast(Any, array).metadata.dimension_names
+            times = np.asarray(cast(Any, ours[time])[:])
+            if array.attrs["covers"] == "stretch":
+                times = np.append(times[1:], self.timeline.total) - 1  # when each is due
+            rows = int((times < (done * M if time == STEP else run.rows)).sum())
+            self._array(f"{recorder}/{name}")[:rows] = array[:rows]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.in_place:
-            (self.path / "lock").unlink(missing_ok=True)
-        else:
+        if not self.in_place:
             shutil.rmtree(self.aside, ignore_errors=True)
-        self.lock.release()
+        self.lock.close()
 
     @property
     def record(self) -> Path:
@@ -153,12 +199,14 @@ class Writer:
         """
         check_vacant(self.path, overwrite)
         store.consolidate(self.record)
+        before = None
         if is_run(self.path):
             who = holder(self.path)
-            if (self.path / "lock").exists():
+            if was_left(self.path):
                 print(f"note: {self.path} was left by {who}, which is gone", file=sys.stderr)
-            with store.lock(self.path, who):
-                shutil.rmtree(self.path)
+            replaced = Lock(self.path, who)
+            before = self.aside.with_name(self.aside.name + "-before")
+            os.rename(self.path, before)
         try:
             os.rename(self.aside, self.path)
         except OSError as error:
@@ -166,8 +214,11 @@ class Writer:
                 f"{self.path}: another run came there first ({error.strerror}): choose another "
                 "--out"
             ) from None
-        self.in_place = True
-        self.group = zarr.open_group(self.record, mode="r+", use_consolidated=False)
+        self.in_place, self.lock.folder = True, self.path
+        if before is not None:
+            replaced.folder = before
+            replaced.close()
+            shutil.rmtree(before)
 
     def add_group(
         self,
@@ -179,66 +230,61 @@ class Writer:
     ) -> None:
         """Lay out a recorder's arrays for the whole run, in a group of its own. `attrs`: its
         settings, for whoever reads them."""
-        T, M = self.timeline.documents, self.timeline.steps
-        taken = frozenset([*arrays, *coords, *(d for a in arrays.values() for d in a.dims)])
-        described: dict[str, Any] = {
-            n: (dims, values, about(labels.ABOUT[n])) if n in labels.ABOUT else (dims, values)
-            for n, (dims, values) in coords.items()
-        }
-        sizes = {d: n for a in arrays.values() for d, n in zip(a.dims, a.shape, strict=True)}
-        for dimension, size in sizes.items():
-            if dimension in labels.NUMBERED and dimension not in described:
-                described[dimension] = (dimension, np.arange(size), about(labels.ABOUT[dimension]))
-        for time, values in due.items():
-            described[time] = (time, values, about(labels.ABOUT[time]))
-            described |= self.timeline.labels(time, values, taken)
-        store.write_zarr(xr.Dataset(coords=described, attrs=dict(attrs)), self.record, group=name)
-        group = zarr.open_group(self.record / name, mode="r+", use_consolidated=False)
-        for array_name, array in arrays.items():
-            # A chunk holds whole episodes: as many as stay small, since a commit rewrites it.
-            rows, per = len(due[array.time]), M if array.time == "step" else 1
-            dtype = np.dtype(array.dtype)
-            size = int(np.prod(array.shape)) * dtype.itemsize
-            episodes = max(1, min(T, 2**18 // max(1, size * per)))
-            create(
-                group,
-                array_name,
-                (rows, *array.shape),
-                (min(rows, episodes * per), *array.shape),
-                dtype.name,
-                (array.time, *array.dims),
-                about(array.description, array.units) | {"covers": array.covers},
-            )
+        group.lay_out(self.record, self.timeline, name, arrays, coords, due, attrs)
 
-    def write(self, group: str, name: str, start: int, rows: NDArray[Any]) -> None:
+    def write(self, recorder: str, name: str, start: int, rows: NDArray[Any]) -> None:
         """Rows of a recorder's array, from row `start`; they count once `commit` is called."""
-        self._array(f"{group}/{name}")[start : start + len(rows)] = rows
+        self._array(f"{recorder}/{name}")[start : start + len(rows)] = rows
 
     def commit(self, row: int, losses: ArrayLike, train_loss: Sequence[float] = ()) -> None:
         """Row `row` of the losses (after that many episodes), and the training losses of the
         episode that led to it."""
+        start = (row - 1) * self.timeline.steps
+        places: dict[str, tuple[Any, Any]] = {"losses": (row, losses)}
         if train_loss:
-            start = (row - 1) * self.timeline.steps
-            written = self._array(f"{TRAINING}/train_loss")
-            written[start : start + len(train_loss)] = np.asarray(train_loss)
-        self._array(f"{TRAINING}/losses")[row] = np.asarray(losses)
-        self._count(row + 1)
+            places["train_loss"] = (slice(start, start + len(train_loss)), train_loss)
+        if row < self.rows:
+            self._compare(row, places)
+        for name, (place, values) in places.items():
+            self._array(f"{TRAINING}/{name}")[place] = np.asarray(values)
+        if row >= self.rows:
+            self._count(row + 1)
 
     def _count(self, rows: int) -> None:
         self._array(f"{TRAINING}/rows_committed")[...] = rows
         self.rows = rows
 
+    def _compare(self, row: int, places: Mapping[str, tuple[Any, Any]]) -> None:
+        """Where what is written again is not what was there, later rows of before count no more,
+        and what has changed meanwhile is said: here and in the provenance."""
+        off = max(
+            float(np.abs(np.asarray(values) - self.before[name][place]).max())
+            for name, (place, values) in places.items()
+        )
+        if off == 0:
+            return
+        entry = self.provenance["resumed"][-1]
+        entry["differs"] = {"after": row, "by": off}
+        store.write_json(self.path / "provenance.json", self.provenance)
+        print(
+            f"note: {self.path}: after {row} episodes losses differ from those recorded before by "
+            f"up to {off:.2g} nats; what has changed since: {mends.in_words(entry['changed'])}. "
+            "From there on the record is of this machine",
+            file=sys.stderr,
+        )
+        self._count(row + 1)
+
     def finish(self, status: str, message: str = "", **facts: Any) -> None:
         """Say how the run ended, in its provenance and in the record's own attributes."""
         self.provenance |= {"status": status, "message": message, "finished": store.now(), **facts}
         store.write_json(self.path / "provenance.json", self.provenance)
-        self.group.attrs["status"] = status
+        group.describe(self.record, status=status)
         store.consolidate(self.record)
+        checksums.write(self.path)
 
     def _array(self, name: str) -> Any:
         if name not in self._opened:
-            array: Any = self.group[name]
-            self._opened[name] = array.with_config(store.KEEP_EMPTY)
+            self._opened[name] = group.opened(self.record, name)
         return self._opened[name]
 
 
@@ -250,26 +296,7 @@ def holder(path: Path) -> str:
         return "another process"
 
 
-def _process() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _versions() -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        tracked = subprocess.run(
-            [*git, "ls-files", "--error-unmatch", __file__], capture_output=True
-        )
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        commit = head.stdout.strip() if tracked.returncode == 0 else ""
-    except OSError:  # no git here
-        commit = ""
-    return {"versions": versions, "commit": commit or None, "platform": platform.platform()}

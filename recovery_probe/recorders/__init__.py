@@ -4,7 +4,7 @@ It says beforehand what it will write, then gets one read-only `Step` or `Episod
 and returns named rows or nothing:
 
     start(training) -> Layout      before_step(step)     after_backward(step)     after_step(step)
-    after_episode(episode)         finish() -> facts for the provenance
+    after_episode(episode)         committed(episode)    finish() -> facts for the provenance
 
 `after_episode` is also called once before training, with `done = 0`. Forward hooks that it asks
 for in its layout see the training passes, or the evaluations, and return rows in the same way.
@@ -87,6 +87,18 @@ class Recorder(Plugin):
 
     def after_episode(self, episode: Episode) -> Rows:
         """All documents have been evaluated."""
+
+    def committed(self, episode: Episode) -> None:
+        """All rows of the episode are on the disk, and count."""
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers from one episode to the next, beside what `start` makes: tensors,
+        arrays, numbers and text, in dicts and lists. A run that goes on from a checkpoint gives it
+        back, to `restore`, after `start`."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Remember what `state` gave."""
 
     def finish(self) -> dict[str, Any]:
         """Facts for the provenance, as JSON can hold them. `seconds`, `share` and `rows_missing`

@@ -1,18 +1,21 @@
-"""The weights, at the start and every so often, as folders that transformers can load."""
+"""All that a run needs to go on from there, at the start and every so often; the weights among it
+as folders that transformers can load."""
 
 from __future__ import annotations
 
-import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge
 
+from recovery_probe.optimizers import plain_rate
+from recovery_probe.record import store
 from recovery_probe.record.folder import checkpoint_folder, checkpoints
 from recovery_probe.record.layout import EPISODE
-from recovery_probe.recorders import Episode, Layout, Recorder, Rows
+from recovery_probe.recorders import Episode, Layout, Recorder
 
 if TYPE_CHECKING:
     from recovery_probe.training import Training
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Checkpoints(Recorder):
-    """`RUN/checkpoints/episodes-00020` after 20 episodes: written aside, renamed when whole. The
-    weights at the end of the run are always kept."""
+    """`RUN/checkpoints/episodes-00020` after 20 episodes: written aside, renamed when whole, the
+    record so far flushed to the disk before. The one at the end of the run is always kept, and one
+    that a stopped run leaves until the next is there."""
 
     name = "checkpoints"
 
@@ -31,22 +35,24 @@ class Checkpoints(Recorder):
     keep: Annotated[int, Ge(0)] = 0
 
     def start(self, training: Training) -> Layout:
-        timeline, self.path = training.timeline, training.path or Path()
+        self.training, timeline, self.path = training, training.timeline, training.path or Path()
         self.due = {*timeline.due(self.every, EPISODE).tolist(), timeline.episodes}
+        self.flushed = 0.0  # when, seconds since 1970
         count = len(self.due)
         # The oldest goes once the latest is whole.
         most = min(self.keep + 1, count) if self.keep else count
-        return Layout(files=most * training.model.nbytes)
+        remembered = 1 if plain_rate(training.optimizer) is not None else 3  # as Adam does
+        return Layout(files=most * remembered * training.model.nbytes)
 
-    def after_episode(self, episode: Episode) -> Rows:
-        if episode.done not in self.due:
-            return None
-        folder = checkpoint_folder(self.path, episode.done)
-        aside = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        episode.model.save(aside)
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that begins again
-        os.replace(aside, folder)
-        for old in checkpoints(self.path)[: -self.keep] if self.keep else []:
-            shutil.rmtree(checkpoint_folder(self.path, old))
-        return None
+    def committed(self, episode: Episode) -> None:
+        if episode.done not in self.due and not self.training.stopping:
+            return
+        now = time.time()
+        store.flush_since(self.path / "record.zarr", self.flushed)
+        self.flushed = now
+        self.training.save()
+        there = checkpoints(self.path)
+        passing = {done for done in there[:-1] if done not in self.due}
+        old = set(there[: -self.keep]) if self.keep else set()
+        for done in passing | old:
+            shutil.rmtree(checkpoint_folder(self.path, done))

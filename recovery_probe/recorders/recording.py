@@ -24,7 +24,8 @@ from recovery_probe.interventions.acting import Interventions
 from recovery_probe.moments import Episode, Step
 from recovery_probe.plugins import AUTHORS, reason
 from recovery_probe.record.layout import EPISODE, STEP
-from recovery_probe.record.writer import Writer
+from recovery_probe.record.sink import Sink
+from recovery_probe.record.store import FULL
 from recovery_probe.recorders import Hook, Recorder, Rows
 from recovery_probe.recorders.checks import (
     Seal,
@@ -83,6 +84,8 @@ class _AtWork:
         except HookError:
             raise
         except AUTHORS as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             raise HookError(
                 f"recorder {self.name} failed at {dimension} {time_}: {reason(error)}"
             ) from error
@@ -110,7 +113,7 @@ class _AtWork:
                 raise HookError(f"recorder {self.name} gave {name!r} {when} {wrong}")
             self.rows[name][row] = copy
 
-    def write(self, writer: Writer) -> None:
+    def write(self, writer: Sink) -> None:
         """Hand over the rows that have come in, each to its own place."""
         start = time.perf_counter()
         for name, rows in self.rows.items():
@@ -158,9 +161,19 @@ class Recording:
         _check_passes(recorders, interventions)
         self.at_work = [_AtWork(recorder, training) for recorder in recorders]
         self._check_points()
-        self.start = self.committed = training.done  # episodes
+        self.start = self.done = training.done  # episodes, committed
         self.seal: Seal | None = None  # while it is being checked
         self.token_losses: list[Tensor] = []
+        training.join("recorders", self)
+
+    def state(self) -> dict[str, Any]:
+        states = {w.name: w.recorder.state() for w in self.at_work}
+        return {name: state for name, state in states.items() if state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for w in self.at_work:
+            if w.name in state:
+                w.recorder.restore(state[w.name])
 
     def _check_points(self) -> None:
         """Raise `InputError` for a hook that would never be called."""
@@ -175,7 +188,7 @@ class Recording:
                     f"not there or never fires; leave it out: --no-record {w.name}"
                 )
 
-    def lay_out(self, writer: Writer) -> None:
+    def lay_out(self, writer: Sink) -> None:
         """Lay every array out for the whole run, a group for each recorder."""
         for w in self.at_work:
             if w.layout.arrays:
@@ -265,8 +278,8 @@ class Recording:
     def after_episode(self, done: int) -> None:
         token_losses = torch.cat(self.token_losses)
         self._put_seal(done % self.training.timeline.documents == 0)
-        episode = Episode(done, self.training.model, token_losses)
-        self._each("after_episode", EPISODE, done, episode)
+        self.episode = Episode(done, self.training.model, token_losses)
+        self._each("after_episode", EPISODE, done, self.episode)
         self._put_seal(False)
 
     def evaluated(self, start: int, token_losses: Tensor, mask: Tensor) -> None:
@@ -289,17 +302,23 @@ class Recording:
             if self.seal is not None:
                 self.seal.check(f"recorder {w.name}", f"{dimension} {when}")
 
-    def commit(self, writer: Writer) -> None:
+    def commit(self, writer: Sink) -> None:
         """Write the rows that have come in since the last commit."""
         for w in self.at_work:
             w.write(writer)
-        self.committed = self.training.done
+
+    def committed(self) -> None:
+        """The episode counts: say so."""
+        self.done = self.training.done
+        self._each("committed", EPISODE, self.done, self.episode)
 
     def conclude(self) -> None:
-        """Raise `HookError` for an array that was laid out and has no row, in a whole run."""
-        for w in self.at_work:
+        """Raise `HookError` for an array that was laid out and has no row, where all the run was
+        seen and some were due."""
+        for w in [] if self.start else self.at_work:
+            missing = w.missing(self.start, self.training.done)
             for name, given in w.given.items():
-                if not given:
+                if not given and missing.get(name):
                     raise HookError(f"recorder {w.name} gave no row of {name!r} in the whole run")
 
     def finish(self, seconds: float) -> dict[str, Any]:
@@ -317,7 +336,7 @@ class Recording:
                 "seconds": round(w.seconds, 3),
                 "share": round(w.seconds / seconds, 4) if seconds else None,
             }
-            missing = w.missing(self.start, self.committed)
+            missing = w.missing(self.start, self.done)
             if missing:
                 said[w.name]["rows_missing"] = missing
         return {"recorders": said}

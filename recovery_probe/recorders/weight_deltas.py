@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class WeightDeltas(Recorder):
         self.parameters, self.sketches = training.model.parameters, training.sketches
         self.epoch = timeline.documents * timeline.steps
         first = timeline.due(self.every, STEP)
+        self.period = int(first[1]) if len(first) > 1 else timeline.total + 1
         self.first, self.last = set(first.tolist()), {*(first[1:] - 1).tolist(), timeline.total - 1}
         self.from_gradient = (
             plain_rate(training.optimizer) is not None
@@ -52,7 +53,8 @@ class WeightDeltas(Recorder):
             and training.settings.model.dtype in ("float32", "float64")
             and np.array_equal(first, np.arange(timeline.total))
         )
-        self.before: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor] = {}  # the weights at the start of a stretch
+        self.begun = False  # it
         self.start_sketch: Tensor | None = None
         what = "weight update applied"
         return module_layout(self.sketches, what, "weight", self.every, covers="stretch")
@@ -73,6 +75,7 @@ class WeightDeltas(Recorder):
             self.before = self.before or {n: torch.empty_like(w) for n, w in weights.items()}
             for name, weight in weights.items():
                 self.before[name].copy_(weight)
+            self.begun = True
         return None
 
     def after_step(self, step: Step) -> Rows:
@@ -83,10 +86,20 @@ class WeightDeltas(Recorder):
             if (step.index + 1) % self.epoch == 0:
                 self._compare(step.index)
             return {"sketched": -rate * sketch, "norm": rate * norm}
-        if step.index not in self.last:
+        if step.index not in self.last or not self.begun:
             return None
+        # The last one of a run goes on where more epochs are asked for.
+        self.begun = (step.index + 1) % self.period != 0
         sketch, norm = self.sketches(self._differences())
         return {"sketched": sketch, "norm": norm}
+
+    def state(self) -> dict[str, Any]:
+        return {"before": self.before} if self.begun else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        device = self.training.model.device
+        self.before = {name: weight.to(device) for name, weight in state.get("before", {}).items()}
+        self.begun = bool(self.before)
 
     def _differences(self) -> Iterator[tuple[str, Tensor]]:
         """One at a time; in float32 at least, since bfloat16 would round them again."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +19,23 @@ from recovery_probe import config, plugins
 from recovery_probe.errors import Diverged, InputError, Interrupted
 from recovery_probe.interventions import Intervention, acting
 from recovery_probe.interventions.acting import Interventions
-from recovery_probe.interventions.edit import EditActivations
-from recovery_probe.machine import device_name, reproducible, threads, uninterrupted
-from recovery_probe.record.folder import as_path, is_run
+from recovery_probe.machine import (
+    device_name,
+    reproducible,
+    stoppable,
+    threads,
+    uninterrupted,
+)
+from recovery_probe.record import checkpoint, mends, store
+from recovery_probe.record.folder import as_path, checkpoints, is_run
 from recovery_probe.record.run import Run, open_run
 from recovery_probe.record.writer import Writer, check_vacant
 from recovery_probe.recorders import Recorder
 from recovery_probe.recorders import recording as recorders
-from recovery_probe.recorders.hook import HookRecorder
 from recovery_probe.recorders.recording import Recording
 from recovery_probe.settings import Settings
 from recovery_probe.train.announce import announce
+from recovery_probe.train.given import as_interventions, as_recorder
 from recovery_probe.train.loop import train
 from recovery_probe.train.plan import TWIN, Point, beside, check_plan, with_controls
 from recovery_probe.train.progress import Progress
@@ -43,7 +51,7 @@ def fit(
     hooks: Iterable[Any] = (),
     hook_during: str | None = None,
     overwrite: bool = False,
-    exist_ok: bool = False,
+    resume: bool = False,
     force: bool = False,
 ) -> Run:
     """Train as the settings say and return the run, written in the directory `out`.
@@ -64,22 +72,29 @@ def fit(
     not said).
 
     Raises `InputError`, before any training, when the settings cannot be met, `out` is taken
-    (`overwrite` replaces a run, and nothing else; `exist_ok` opens the run when it is a complete
-    one of the same settings, and trains nothing) or the disk has no room (`force` tries all the
+    (`overwrite` replaces a run, and nothing else; `resume` goes on with a run of the same settings
+    from its newest checkpoint, or where it ended if more epochs are asked for, and leaves one that
+    is complete as it is) or the disk has no room (`force` tries all the
     same); `Diverged` or `HookError` when training fails and `Interrupted`, a `KeyboardInterrupt`,
     when it is stopped, with the record up to there kept.
     """
     given, hooks = as_interventions(interventions), list(hooks)
+    if resume and overwrite:
+        raise InputError("resume keeps what overwrite deletes: one of the two")
     plan = _planned(settings, out, control, given)
-    if exist_ok and all(is_run(point.path) for point in plan):
-        return _same(plan, [str(as_recorder(hook, hook_during)) for hook in hooks])
     for point in plan:
-        check_vacant(point.path, overwrite)
+        if resume and is_run(point.path):
+            check_same(point, [str(as_recorder(hook, hook_during)) for hook in hooks])
+        else:
+            check_vacant(point.path, overwrite)
     with threads(plan[0].settings.threads):
         for point in plan:
             # Recorders and interventions have a state: each run gets its own.
             extra = [as_recorder(hook, hook_during) for hook in hooks]
             own = [copy.deepcopy(intervention) for intervention in given]
+            if resume and is_run(point.path):
+                go_on(open_run(point.path), point.settings, own, extra)
+                continue
             facts = {
                 "role": point.role,
                 **{
@@ -137,58 +152,6 @@ def _intervened(settings: Settings, given: Sequence[Intervention]) -> Settings:
     return replace(settings, interventions=names, tables=tables)
 
 
-def _same(plan: Sequence[Point], hooks: list[str]) -> Run:
-    """The run that is there already. Raises `InputError` unless it is what was planned."""
-    for point in plan:
-        run = open_run(point.path)
-        differing = config.differences(point.settings, run.config)
-        if run.provenance.get("hooks", []) != hooks:
-            differing["hooks"] = (hooks, run.provenance.get("hooks", []))
-        if run.status != "complete" or differing:
-            pairs = ", ".join(f"{n} (asked {a!r}, there {b!r})" for n, (a, b) in differing.items())
-            raise InputError(
-                f"{point.path}: holds another run ({pairs or run.status}): choose another out, or "
-                "overwrite=True"
-            )
-    return open_run(plan[0].path)
-
-
-def as_recorder(hook: Any, during: Any = None) -> Recorder:
-    """A recorder from what `fit` takes as a hook: (pattern, function), (name, pattern, function),
-    a `Recorder` class, or a recorder, of which each run gets a copy."""
-    if isinstance(hook, type) and issubclass(hook, Recorder):
-        return plugins.made(hook, {}, hook.__name__)
-    if isinstance(hook, Recorder):
-        return copy.deepcopy(hook)
-    if isinstance(hook, tuple) and len(hook) in (2, 3):
-        *name, pattern, function = hook
-        return HookRecorder(pattern, function, name=name[0] if name else None, during=during)
-    raise InputError(
-        f"hook {hook!r}: expected (pattern, function), (name, pattern, function), or a Recorder"
-    )
-
-
-def as_interventions(given: Iterable[Any]) -> list[Intervention]:
-    """Interventions from what `fit` takes as such. Pairs of a pattern and a function are one
-    `edit`, the last."""
-    objects: list[Intervention] = []
-    pairs = []
-    for each in given:
-        if isinstance(each, tuple) and len(each) == 2:
-            pairs.append(each)
-            continue
-        if isinstance(each, type) and issubclass(each, Intervention):
-            each = plugins.made(each, {}, each.__name__)
-        if not isinstance(each, Intervention):
-            raise InputError(
-                f"intervention {each!r}: expected an Intervention, or (pattern, function)"
-            )
-        if not str(getattr(each, "name", "")).isidentifier():
-            raise InputError(f"intervention {type(each).__name__} has no name: name = '...'")
-        objects.append(each)
-    return [*objects, *([EditActivations.of(pairs)] if pairs else [])]
-
-
 def _fit(
     point: Point,
     given: list[Intervention],
@@ -225,6 +188,76 @@ def _fit(
             advance(training, interventions, recording, writer)
 
 
+def check_same(point: Point, hooks: list[str]) -> None:
+    """Raise `InputError` unless the run that is there is the one that is planned, or fewer epochs
+    of it."""
+    run = open_run(point.path)
+    differing = config.differences(run.config, point.settings, roles=("numbers", "watch"))
+    if point.settings.epochs > run.config.epochs:
+        differing.pop("epochs", None)
+    if run.provenance.get("hooks", []) != hooks:
+        differing["hooks"] = (run.provenance.get("hooks", []), hooks)
+    if mends.simulated(run.provenance):
+        raise InputError(f"{point.path}: was simulated, and never trained: nothing goes on")
+    if differing:
+        pairs = "; ".join(f"{n} is {a!r} there, and {b!r} here" for n, (a, b) in differing.items())
+        raise InputError(
+            f"{point.path}: holds another run ({pairs}): resume it with what it has, or choose "
+            "another out"
+        )
+
+
+def go_on(run: Run, settings: Settings, given: list[Intervention], extra: list[Recorder]) -> None:
+    """Train a run from its newest whole checkpoint to its end."""
+    if run.status == "complete" and settings.epochs == run.config.epochs:
+        return
+    if run.status == "diverged":
+        raise Diverged(f"{run.path}: {run.provenance['message']}; it would again")
+    if settings.epochs != run.config.epochs:
+        lengthen(run, settings, given, extra)
+    with Writer.reopen(run.path) as writer:
+        run = run.refresh()  # nobody else writes now
+        done, damaged = checkpoint.newest(run.path, run.episodes_done)
+        mends.tell_damaged(run.path, damaged)
+        device = settings.device
+        training = Training.again(run, device) if done is None else Training.at(run, done, device)
+        with reproducible(training.model.device):
+            interventions = Interventions(acting.find(settings, given), training)
+            recording = Recording([*recorders.find(settings), *extra], training, interventions)
+            writer.go_on(training.done, device=device_name(training.model.device))
+            again = run.episodes_done - training.done
+            print(
+                f"{run.path}: goes on after {training.done} of {training.timeline.episodes} "
+                "episodes" + (f"; {again} recorded ones are trained again" if again else ""),
+                file=sys.stderr,
+            )
+            advance(training, interventions, recording, writer)
+
+
+def lengthen(
+    run: Run, settings: Settings, given: list[Intervention], extra: list[Recorder]
+) -> None:
+    """Lay a run out anew for more epochs, with all that it has, in its own place."""
+    training = Training.again(run, settings.device, settings.epochs)
+    now, before = training.timeline.episodes, run.schedule.size
+    with reproducible(training.model.device):
+        interventions = Interventions(acting.find(settings, given), training)
+        recording = Recording([*recorders.find(settings), *extra], training, interventions)
+        entry = {"at": store.now(), "epochs": [run.config.epochs, settings.epochs]}
+        facts = run.provenance | {
+            "status": "interrupted",
+            "message": f"{before} of {now} episodes, and more were asked for",
+            "lengthened": [*run.provenance.get("lengthened", []), entry],
+        }
+        with Writer.create(
+            run.path, training.settings, training.documents, training.timeline, provenance=facts
+        ) as writer:
+            recording.lay_out(writer)
+            writer.take_over(run)
+            writer.put_in_place(overwrite=True)
+    print(f"{run.path}: {now} episodes instead of {before}", file=sys.stderr)
+
+
 def advance(
     training: Training, interventions: Interventions, recording: Recording, writer: Writer
 ) -> None:
@@ -232,16 +265,20 @@ def advance(
     happens."""
     label = training.settings.schedule.kind
     with (
-        _told(training, recording, writer),
+        stoppable(training) as signals,
+        _told(training, recording, writer, signals),
         interventions.attached(),
         recording.attached(),
         Progress(label, training.timeline, training.done) as progress,
     ):
-        train(training, interventions, recording, writer, progress)
+        if not train(training, interventions, recording, writer, progress):
+            raise KeyboardInterrupt
 
 
 @contextmanager
-def _told(training: Training, recording: Recording, writer: Writer) -> Iterator[None]:
+def _told(
+    training: Training, recording: Recording, writer: Writer, signals: list[int]
+) -> Iterator[None]:
     path, episodes = writer.path, training.timeline.episodes
     status, message, started = "interrupted", "", time.monotonic()
     try:
@@ -251,8 +288,18 @@ def _told(training: Training, recording: Recording, writer: Writer) -> Iterator[
         status, message = "diverged", str(failure)
         raise Diverged(f"{path}: {failure}") from None
     except KeyboardInterrupt:
-        message = f"stopped after {max(0, writer.rows - 1)} of {episodes} episodes"
-        raise Interrupted(f"{path}: {message}; the record so far is kept") from None
+        message = f"stopped after {training.done} of {episodes} episodes"
+        raise Interrupted(
+            f"{path}: {message}; {_how_to_go_on(path)}", next(iter(signals), 0)
+        ) from None
+    except OSError as failure:
+        status, message = "failed", plugins.reason(failure)
+        if failure.errno in store.FULL:
+            raise InputError(
+                f"{path}: the disk is full, after {training.done} of {episodes} episodes: make "
+                f"room; {_how_to_go_on(path)}"
+            ) from None
+        raise
     except BaseException as failure:  # SystemExit too: a plug-in's exit is a failure
         status, message = "failed", plugins.reason(failure)
         raise
@@ -260,4 +307,15 @@ def _told(training: Training, recording: Recording, writer: Writer) -> Iterator[
         seconds = time.monotonic() - started
         with uninterrupted():
             facts = recording.finish(seconds)
-            writer.finish(status, message, seconds=round(seconds, 2), **facts)
+            total = writer.provenance.get("seconds", 0) + seconds
+            try:
+                writer.finish(status, message, seconds=round(total, 2), **facts)
+            except OSError:  # the disk is full: what happened is being said
+                if status == "complete":
+                    raise
+
+
+def _how_to_go_on(path: Path) -> str:
+    there = checkpoints(path)
+    where = f"from its checkpoint after {there[-1]}" if there else "from its start"
+    return f"to go on {where}: python -m recovery_probe.train --resume {shlex.quote(str(path))}"

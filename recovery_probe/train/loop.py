@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from recovery_probe.interventions.acting import Interventions
-from recovery_probe.record.writer import Writer
+from recovery_probe.record.sink import Sink
 from recovery_probe.recorders.recording import Recording
 from recovery_probe.train.guards import check_below_untrained, check_finite
 from recovery_probe.train.progress import Progress
@@ -18,15 +18,18 @@ def train(
     training: Training,
     interventions: Interventions,
     recording: Recording,
-    writer: Writer,
+    writer: Sink,
     progress: Progress,
-) -> None:
+    stop: int | None = None,
+) -> bool:
     """M gradient steps on each scheduled document, then the loss of all documents. Begins where
-    `training` is. At each moment interventions act first, and recorders watch what is then."""
-    model = training.model
+    `training` is. At each moment interventions act first, and recorders watch what is then.
+    Ends before episode `stop`, or with the schedule. Returns whether it came there: asked to stop,
+    it does after an episode."""
+    model, stop = training.model, training.timeline.episodes if stop is None else stop
     if not training.done:
         conclude(training, recording, writer)
-    for episode in range(training.done, training.timeline.episodes):
+    for episode in range(training.done, stop):
         losses = []
         for step in training.steps(episode):
             interventions.before_step(step)
@@ -42,13 +45,17 @@ def train(
             recording.after_step(step)
             losses.append(loss.detach())
         training.done = episode + 1
+        stopping = training.stopping  # before its checkpoint
         conclude(training, recording, writer, torch.stack(losses).tolist())
         progress.tell(training)
+        if stopping and training.done < stop:
+            return False
     recording.conclude()
+    return True
 
 
 def conclude(
-    training: Training, recording: Recording, writer: Writer, train_loss: Sequence[float] = ()
+    training: Training, recording: Recording, writer: Sink, train_loss: Sequence[float] = ()
 ) -> None:
     """What follows an episode, and comes before the first: evaluate, look whether the numbers mean
     anything, write, and count what is written."""
@@ -58,4 +65,5 @@ def conclude(
     recording.after_episode(done)
     recording.commit(writer)
     writer.commit(done, training.rows[done], train_loss)
+    recording.committed()
     check_below_untrained(done - 1, training.rows[: done + 1], training.timeline.documents)

@@ -19,8 +19,11 @@ RECENT = 3  # epochs that recovery so far is of: all of a long run would take lo
 class Progress:
     """Shows documents done, loss, recovery so far and time left, on standard error."""
 
-    def __init__(self, label: str, timeline: Timeline, done: int = 0) -> None:
-        self.label, self.episodes, self.per_epoch = label, timeline.episodes, timeline.documents
+    def __init__(
+        self, label: str, timeline: Timeline, done: int = 0, stop: int | None = None
+    ) -> None:
+        self.label, self.per_epoch = label, timeline.documents
+        self.episodes = timeline.episodes if stop is None else stop
         self.started = self.spoke = time.monotonic()
         self.done_before = done
         self.bar: Any = None
