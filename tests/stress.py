@@ -1,15 +1,18 @@
 """Long checks of what machines and people do to a run, with totals; not part of the tests.
 
-    python tests/stress.py [--section kills] [--section …] [--rounds 30] [--seed 0]
+    python tests/stress.py [kills …] [--count 30] [--seed 0]
 
-kills       signals at random moments of real trainings: whatever is there opens, is called what it
-            is, and equals the undisturbed run bit for bit as far as it goes
+kills       SIGKILL at random moments (`kills.py`) of runs that go on from what is left, some of
+            them killed again: the record in the end is the undisturbed run's, bit for bit
+signals     SIGINT, SIGTERM and SIGKILL, one or several, at random moments of the command: what is
+            there opens, is called what it is, and equals the undisturbed run as far as it goes
 readers     a run read over and over while it is written: no row of it is ever half there
 trainers    two trainings into one directory, with and without --overwrite: one whole run
 disk        disks of a few sizes, too small for the record: one line, and what is there is whole
 corruption  a byte changed, a file cut off or gone, anywhere in a run: the same numbers, or an error
             that names the run
-settings    random settings: trained, or one line and exit code 2
+settings    random settings, of every plug-in too: trained, or refused by the name of a setting,
+            with nothing left behind
 """
 
 from __future__ import annotations
@@ -28,16 +31,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import numpy as np
 import tyro
+from generated import configurations, materials, tried
+from kills import VARIANTS, killed_and_resumed, undisturbed
+from kills import kills as moments_of
 
 import recovery_probe as rp
-from recovery_probe.cli import main
 
 TINY = [
     "quickstart",
@@ -64,6 +70,7 @@ TINY = [
     "--model.vocabulary",
     "300",
 ]
+Section = Literal["kills", "signals", "readers", "trainers", "disk", "corruption", "settings"]
 Outcome = tuple[bool, str]  # whether it went well, and what happened
 
 
@@ -72,11 +79,9 @@ class Stress:
     """Which checks, and how many times."""
 
     # sections to do; all when not given
-    section: tyro.conf.UseAppendAction[
-        tuple[Literal["kills", "readers", "trainers", "disk", "corruption", "settings"], ...]
-    ] = ()
-    # rounds of each
-    rounds: int = 30
+    sections: tyro.conf.Positional[tuple[Section, ...]] = ()
+    # how many of each
+    count: int = 30
     # decides moments, places and values
     seed: int = 0
 
@@ -99,7 +104,7 @@ def a_prefix(run: rp.Run, whole: dict[str, np.ndarray]) -> str:
     """What differs from the undisturbed run, as far as this one goes; nothing when all is well."""
     run.check()
     for name, values in arrays(run).items():
-        rows = len(values) if "/" in name else run._rows * (1 if name == "losses" else 0)
+        rows = len(values) if "/" in name else run.rows * (1 if name == "losses" else 0)
         if name == "train_loss":
             rows = run.episodes_done * run.config.steps
         if not np.array_equal(values[:rows], whole[name][:rows], equal_nan=True):
@@ -110,6 +115,19 @@ def a_prefix(run: rp.Run, whole: dict[str, np.ndarray]) -> str:
 
 
 def kills(rounds: int, rng: random.Random, folder: Path) -> Iterator[Outcome]:
+    whole = {name: undisturbed(name, folder / f"whole-{i}") for i, name in enumerate(VARIANTS)}
+    for i in range(rounds):
+        name = list(VARIANTS)[i % len(VARIANTS)]
+        moments = moments_of(rng, whole[name])
+        these = [next(moments) for _ in range(rng.choice((1, 1, 2)))]
+        wrong = killed_and_resumed(name, folder / "run", whole[name], *these)
+        yield (
+            not wrong,
+            f"{name}, {these}: {wrong}" if wrong else f"{name}, killed {len(these)} times",
+        )
+
+
+def signals(rounds: int, rng: random.Random, folder: Path) -> Iterator[Outcome]:
     reference = folder / "reference"
     started = time.monotonic()
     start(reference).communicate()
@@ -152,7 +170,7 @@ def readers(rounds: int, rng: random.Random, folder: Path) -> Iterator[Outcome]:
     while process.poll() is None:
         if out.exists():
             run = rp.open_run(out)
-            rows = run.losses.values[: run._rows]  # none, before the first is committed
+            rows = run.losses.values[: run.rows]  # none, before the first is committed
             torn = not np.isfinite(rows).all()
             gradients = run.recorder("gradients").norm.values
             bare = int((~np.isfinite(gradients)).any(axis=1).sum())
@@ -248,68 +266,44 @@ def corruption(rounds: int, rng: random.Random, folder: Path) -> Iterator[Outcom
 
 
 def settings(rounds: int, rng: random.Random, folder: Path) -> Iterator[Outcome]:
-    values = {
-        "epochs": ("1", "2", "0", "-1", "x", "1000000000"),
-        "steps": ("1", "2", "0", "1000000000"),
-        "documents.count": ("2", "5", "1", "100000", "1000000000"),
-        "documents.tokens": ("2", "16", "0", "4096", "1000000000"),
-        "documents.min_tokens": ("2", "16", "100000"),
-        "documents.source": ("python-topics", "lee", "nowhere", "/dev/null", "hf:no/no"),
-        "model.width": ("32", "33", "0", "1000000000"),
-        "model.depth": ("1", "2", "0", "1000000"),
-        "model.heads": ("1", "2", "3"),
-        "model.vocabulary": ("257", "300", "5", "1000000000"),
-        "model.architecture": ("gpt_neox", "llama", "gpt2", "opt", "mamba", "bert", "gptj", "x"),
-        "model.init": ("paper", "library"),
-        "model.dtype": ("float32", "float64", "bfloat16"),
-        "model.dropout": ("own", "0", "0.1", "2"),
-        "model.source": ("random", "nowhere", "./nowhere", "x.gguf"),
-        "optimizer.name": ("sgd", "adam", "adamw", "rmsprop"),
-        "optimizer.lr": ("0.1", "1e-3", "1e30", "0", "nan"),
-        "optimizer.momentum": ("0", "0.9", "1"),
-        "optimizer.betas": ("0.9", "1"),
-        "schedule.kind": ("cyclic", "shuffled", "spiral", "nowhere.py:Order"),
-        "schedule.keep_first": ("true", "false", "maybe"),
-        "control": ("none", "shuffled", "cyclic", "spiral"),
-        "intervene": ("freeze", "mask", "edit", "project", "gradients", "nowhere.py:X"),
-        "record": ("attention_patterns", "gradients", "freeze"),
-        "sketch": ("1", "127", "5000"),
-        "gradients.every": ("step", "epoch", "3 steps", "0 steps", "often"),
-        "weight_deltas.every": ("step", "episode", "epoch", "7 steps"),
-        "checkpoints.every": ("epoch", "7 episodes"),
-        "device": ("cpu", "cuda", "meta", "nowhere"),
-        "threads": ("0", "1", "-1"),
-    }
-    for i in range(rounds):
-        chosen = {n: rng.choice(values[n]) for n in rng.sample(list(values), rng.choice((1, 2, 4)))}
-        words = [f"--{name}={value}" for name, value in chosen.items()]
-        said = io.StringIO()
-        code: object = 0
+    files = folder / "files"
+    files.mkdir()
+    materials(files)
+    outcomes: list[Outcome] = []
+
+    @hypothesis.seed(rng.getrandbits(64))
+    @hypothesis.settings(
+        max_examples=rounds,
+        deadline=None,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(configurations(files))
+    def one(drawn: tuple[dict[str, Any], list[str]]) -> None:
+        place = folder / "tried"
+        place.mkdir()
         try:
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-                main(["train", *TINY, "--out", str(folder / f"run-{i}"), *words])
-        except SystemExit as stop:
-            code = stop.code
-        except BaseException as error:
-            yield False, f"{type(error).__name__}: {' '.join(words)}"
-            continue
-        last = said.getvalue().splitlines()[-1:]
-        well = code == 0 or (last and last[0].startswith("error: "))
-        if code == 2 and (folder / f"run-{i}").exists():
-            well = False
-        yield bool(well), f"exit code {code}" + ("" if well else f": {' '.join(words)}")
+            with contextlib.redirect_stderr(io.StringIO()):
+                outcomes.append((True, tried(*drawn, place / "run")))
+        except Exception as error:
+            outcomes.append((False, f"{type(error).__name__}: {error}: {drawn[0]}"))
+        shutil.rmtree(place)
+
+    one()
+    yield from outcomes
 
 
-SECTIONS = {f.__name__: f for f in (kills, readers, trainers, disk, corruption, settings)}
+SECTIONS = {f.__name__: f for f in (kills, signals, readers, trainers, disk, corruption, settings)}
 
 
 def stress(asked: Stress) -> int:
     """Do the sections and tell the totals; the number of cases that went badly."""
     bad = 0
-    for name in asked.section or SECTIONS:
+    for name in asked.sections or SECTIONS:
         with tempfile.TemporaryDirectory(prefix="recovery_probe-stress-") as folder:
             rng = random.Random(f"{asked.seed} {name}")
-            outcomes = list(SECTIONS[name](asked.rounds, rng, Path(folder)))
+            outcomes = list(SECTIONS[name](asked.count, rng, Path(folder)))
         wrong = [what for well, what in outcomes if not well]
         bad += len(wrong)
         print(f"{name}: {len(outcomes)} tried, {len(outcomes) - len(wrong)} well, {len(wrong)} bad")
