@@ -270,3 +270,18 @@ def cut(path: Path, episodes: int) -> None:
     shutil.rmtree(path / "checkpoints/episodes-00015")
     provenance = json.loads((path / "provenance.json").read_text())
     (path / "provenance.json").write_text(json.dumps(provenance | {"status": "running"}))
+
+
+def test_killed_between_two_renames(tmp_path: Path) -> None:
+    """While a run is laid out anew for more epochs, and lies beside its place."""
+    settings = tiny(epochs=2, recorders=["checkpoints"])
+    run = rp.fit(settings, tmp_path / "run")
+    aside = tmp_path / ".run-abcdefgh"
+    shutil.copytree(run.path, aside)
+    (aside / "lock").touch()  # as the process leaves it
+    run.path.rename(aside.with_name(f"{aside.name}-before"))
+    longer = rp.fit(tiny(epochs=3, recorders=["checkpoints"]), run.path, resume=True)
+    assert longer.provenance["resumed"][0]["after"] == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    whole = rp.fit(tiny(epochs=3, recorders=["checkpoints"]), tmp_path / "whole")
+    assert differences(longer, whole) == []

@@ -32,7 +32,7 @@ def html(groups: Groups, summary: dict[str, Any], folder: Path) -> str:
 
     Nothing on it is fetched from elsewhere, and every text of a document is escaped.
     """
-    return _render("report.html.jinja", groups, summary, folder, lambda name: _inline(folder, name))
+    return _render("report.html.jinja", groups, summary, folder, lambda name: inline(folder, name))
 
 
 def markdown(groups: Groups, summary: dict[str, Any], folder: Path) -> str:
@@ -84,7 +84,8 @@ def _render(
 ) -> str:
     runs = [run for run, _ in groups]
     dataset, why = _picture(groups, folder) if runs else (None, "")
-    return _template(template).render(
+    return render(
+        template,
         title=_title(runs) if runs else ", ".join(map(_words, summary["analyses"])),
         picture=None if dataset is None else figure("picture"),
         reading=why if dataset is None else picture.reading(dataset),
@@ -174,23 +175,33 @@ def _documents(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates here, every text escaped."""
+    return _environment().get_template(template).render(**values)
+
+
 @functools.cache
-def _template(name: str) -> jinja2.Template:
+def _environment() -> jinja2.Environment:
     import jinja2
 
-    text = (resources.files("recovery_probe.analyze") / name).read_text(encoding="utf-8")
+    files = resources.files("recovery_probe.analyze")
     env = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda name: (files / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     env.filters["flat"] = _flat
     # One line of a Markdown table: no bar, no line break, nothing that starts code.
     env.filters["cell"] = lambda text: " ".join(
         str(text).replace("|", "¦").replace("`", "'").split()
     )
-    return env.from_string(text)
+    return env
 
 
-def _inline(folder: Path, name: str) -> str:
-    """The figure as a data address. As an image, its ids cannot clash with another figure's."""
+def inline(folder: Path, name: str) -> str:
+    """A figure in `folder` as a data address. As an image, its ids cannot clash with another
+    figure's."""
     svg = (folder / f"{name}.svg").read_bytes()
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

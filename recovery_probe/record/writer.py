@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import sys
@@ -25,6 +26,24 @@ from recovery_probe.record.lock import Lock, busy, is_locked, was_left
 from recovery_probe.record.run import Run, open_run
 from recovery_probe.record.versions import changed, machine
 from recovery_probe.settings import Settings
+
+BEFORE = "-before"  # ends the name of a run that is being replaced
+
+
+def _begins(path: Path) -> str:
+    return f".{path.name[:100]}-"
+
+
+def _aside(path: Path, ends: str = "") -> list[Path]:
+    """What lies aside of a run's place, while it is put there."""
+    return sorted(path.parent.glob(f"{glob.escape(_begins(path))}*{ends}"))
+
+
+def bring_back(path: Path) -> None:
+    """Put a run back in its place, if it was taken from there to be replaced, and the process was
+    killed before something else was put there."""
+    if not path.exists() and (found := _aside(path, BEFORE)):
+        os.rename(found[-1], path)
 
 
 def check_vacant(path: Path, overwrite: bool) -> None:
@@ -79,7 +98,11 @@ class Writer:
     ) -> Self:
         """Lay out a new run aside; `put_in_place` moves it to `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}-", dir=path.parent))
+        for left in _aside(path):
+            # By a process that was killed just then.
+            if was_left(left) or (left.name.endswith(BEFORE) and path.exists()):
+                shutil.rmtree(left, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(prefix=_begins(path), dir=path.parent))
         writer = cls(aside, path, timeline, Lock(aside, "another process"))
         try:
             writer.lock.begin()
@@ -205,7 +228,7 @@ class Writer:
             if was_left(self.path):
                 print(f"note: {self.path} was left by {who}, which is gone", file=sys.stderr)
             replaced = Lock(self.path, who)
-            before = self.aside.with_name(self.aside.name + "-before")
+            before = self.aside.with_name(self.aside.name + BEFORE)
             os.rename(self.path, before)
         try:
             os.rename(self.aside, self.path)

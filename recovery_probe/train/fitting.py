@@ -29,7 +29,7 @@ from recovery_probe.machine import (
 from recovery_probe.record import checkpoint, mends, store
 from recovery_probe.record.folder import as_path, checkpoints, is_run
 from recovery_probe.record.run import Run, open_run
-from recovery_probe.record.writer import Writer, check_vacant
+from recovery_probe.record.writer import Writer, bring_back, check_vacant
 from recovery_probe.recorders import Recorder
 from recovery_probe.recorders import recording as recorders
 from recovery_probe.recorders.recording import Recording
@@ -83,6 +83,7 @@ def fit(
         raise InputError("resume keeps what overwrite deletes: one of the two")
     plan = _planned(settings, out, control, given)
     for point in plan:
+        bring_back(point.path)
         if resume and is_run(point.path):
             check_same(point, [str(as_recorder(hook, hook_during)) for hook in hooks])
         else:
@@ -92,22 +93,38 @@ def fit(
             # Recorders and interventions have a state: each run gets its own.
             extra = [as_recorder(hook, hook_during) for hook in hooks]
             own = [copy.deepcopy(intervention) for intervention in given]
-            if resume and is_run(point.path):
-                go_on(open_run(point.path), point.settings, own, extra)
-                continue
-            facts = {
-                "role": point.role,
-                **{
-                    f"{role}s": [
-                        os.path.relpath(other.path, point.path)
-                        for other in beside(plan, point, role)
-                    ]
-                    for role in ("control", TWIN)
-                },
-                "outcome": config.declared(point.settings),
-            }
-            _fit(point, own, extra, facts, overwrite, force)
+            links = links_of(plan, point)
+            fit_point(point, links, own, extra, overwrite=overwrite, resume=resume, force=force)
     return open_run(plan[0].path)
+
+
+def links_of(plan: Sequence[Point], point: Point) -> dict[str, Any]:
+    """What a run's provenance says of its plan: its `role`, and the `controls` and `twins` beside
+    it, as paths from its own directory."""
+    named = {
+        f"{role}s": [os.path.relpath(p.path, point.path) for p in beside(plan, point, role)]
+        for role in ("control", TWIN)
+    }
+    return {"role": point.role, **named}
+
+
+def fit_point(
+    point: Point,
+    links: dict[str, Any],
+    given: Sequence[Intervention] = (),
+    extra: Sequence[Recorder] = (),
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    force: bool = False,
+) -> None:
+    """Train one run of a plan, or go on with it. `links`: as `links_of` gives them; `given`:
+    interventions that are at hand as objects, by name; `extra`: recorders beside those named."""
+    if resume and is_run(point.path):
+        go_on(open_run(point.path), point.settings, list(given), list(extra))
+    else:
+        facts = {**links, "outcome": config.declared(point.settings)}
+        _fit(point, list(given), list(extra), facts, overwrite, force)
 
 
 def _planned(
@@ -160,7 +177,6 @@ def _fit(
     overwrite: bool,
     force: bool,
 ) -> None:
-    """Train one run of a plan. `given`: interventions that are at hand as objects, by name."""
     training = Training.open(point.settings, point.path)
     if point.role == TWIN:
         training.move_last_digits()
@@ -171,6 +187,7 @@ def _fit(
     facts |= {
         "device": device_name(training.model.device),
         "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in training.model.parameters.values()),
         "hooks": [str(recorder) for recorder in extra],
         "documents_left_out": documents.left_out,
     }

@@ -1,0 +1,460 @@
+"""Sweeps: data, planned and trained anywhere, stopped and gone on with, compared."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kills import differences
+from test_people_and_machines import refused
+
+import recovery_probe as rp
+from recovery_probe.cli import main
+from recovery_probe.record.folder import is_run
+from recovery_probe.record.lock import Lock, is_locked
+from recovery_probe.sweep import Sweep, in_process, processes, ray, read, slurm, sweep
+from recovery_probe.sweep import spec as specs
+from recovery_probe.sweep.compare import later_online, trend
+
+TINY = """# Two depths
+base = "quickstart"
+control = ["shuffled"]
+seeds = [0]
+
+[set]
+epochs = 3
+steps = 3
+threads = 1
+recorders = ["checkpoints"]
+documents = { count = 5, tokens = 24, held_out = 2, min_tokens = 24 }
+model = { width = 32, heads = 2, vocabulary = 512 }
+
+[axes]
+"model.depth" = [1, 2]
+
+[[paper]]
+axis = "model.depth"
+source = "nowhere"
+direction = "up"
+at = [4, 8]
+values = [0.1, 0.2]
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.toml"
+    file.write_text(TINY)
+    return file
+
+
+def runs(out: Path) -> list[rp.Run]:
+    """Every run of a sweep; and nothing else is left there."""
+    assert not list(out.rglob(".*-*"))
+    return [rp.open_run(p.parent) for p in sorted(out.rglob("provenance.json"))]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed sweep of `TINY`, trained in this process. Do not write to it."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "tiny.toml").write_text(TINY)
+    sweep(read(folder / "tiny.toml"), folder / "out", estimate=False)
+    return folder / "out"
+
+
+def check_same(out: Path, whole: Path) -> None:
+    """Raise unless two sweeps hold the same records, bit for bit."""
+    pairs = list(zip(runs(out), runs(whole), strict=True))
+    assert len(pairs) == 4
+    for run, other in pairs:
+        assert run.status == "complete"
+        assert run.path.relative_to(out) == other.path.relative_to(whole)
+        assert differences(run, other) == []
+
+
+# Data
+
+
+@pytest.mark.parametrize("name", specs.named())
+def test_the_named_ones_can_be(name: str, tmp_path: Path) -> None:
+    spec = read(name)
+    assert spec.about
+    assert spec.name == name
+    jobs = specs.planned(spec, tmp_path)
+    points = np.prod([len(labels) for labels in spec.dims.values()])
+    assert len(jobs) == points * (1 + len(spec.control))
+    assert {job.point.role for job in jobs} == {"run", "control"}
+    for one in spec.paper:
+        assert one.source
+
+
+def test_the_grid_of_all_axes_with_seeds(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(
+        TINY.replace("seeds = [0]", "seeds = [0, 7]")
+        + '[axes.size]\n"model.width" = [32, 64]\n"model.heads" = [2, 4]\n'
+    )
+    spec = read(tiny, {"steps": 2})
+    assert spec.dims == {"model.depth": (1, 2), "size": (32, 64), "seed": (0, 7)}
+    jobs = specs.planned(spec, tmp_path)
+    found = [
+        (s.model.depth, s.model.width, s.model.heads, s.seed.order, s.schedule.kind, s.steps)
+        for s in (job.point.settings for job in jobs)
+    ]
+    assert found == [
+        (depth, width, heads, seed, kind, 2)
+        for seed, depth, (width, heads), kind in itertools.product(
+            (0, 7), (1, 2), ((32, 2), (64, 4)), ("cyclic", "shuffled")
+        )
+    ]
+    assert len({job.path for job in jobs}) == len(jobs)
+    assert jobs[0].path == tmp_path / "depth=1" / "size=32" / "seed=0" / "cyclic"
+
+
+WRONG = {
+    "unknown key": ("seeds = [0]", "seed = [0]", "unknown 'seed'; did you mean 'seeds'"),
+    "unknown preset": ('"quickstart"', '"quickstar"', "unknown preset 'quickstar'"),
+    "unknown setting": ("steps = 3", "stesp = 3", "unknown setting stesp; did you mean 'steps'"),
+    "unknown on an axis": (
+        '"model.depth" = [1, 2]',
+        '"model.depth" = [1, 2]\n"model.dept" = [1]',
+        "the point seed = 0, model.depth = 1, model.dept = 1: .*unknown setting model.dept",
+    ),
+    "no axis": ('"model.depth" = [1, 2]', "", "no axes"),
+    "no list": ("[1, 2]\n\n", "3\n\n", "model.depth = 3: expected a list of values"),
+    "twice": ("[1, 2]\n\n", "[1, 1]\n\n", "model.depth: twice the same value among 1, 1"),
+    "a value": ("[1, 2]\n\n", "[1, 0]\n\n", "the point seed = 0, model.depth = 0: .*model.depth"),
+    "seeds": ("seeds = [0]", "seeds = [0, 0]", r"seeds = \[0, 0\]: expected different"),
+    "a seed": ("seeds = [0]", 'seeds = ["a"]', "seeds.0 = 'a'"),
+    "control": ('["shuffled"]', '["cyclic"]', "would compare a cyclic run with itself"),
+    "paper's axis": ('axis = "model.depth"', 'axis = "depth"', "paper: no axis 'depth'"),
+    "paper's places": ("at = [4, 8]", "at = [4]", "paper: 1 places and 2 values"),
+    "paper's key": ("source = ", "sauce = ", "paper.0"),
+    "no TOML": ("seeds = [0]", "seeds = 0]", "cannot be read as TOML"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named_before_any_work(case: str, tiny: Path, tmp_path: Path) -> None:
+    before, after, message = WRONG[case]
+    assert before in TINY
+    tiny.write_text(TINY.replace(before, after, 1))
+    with pytest.raises(rp.InputError, match=message):
+        sweep(read(tiny), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unequal_lists_are_named(tiny: Path) -> None:
+    tiny.write_text(TINY + '[axes.a]\n"steps" = [1, 2]\n"epochs" = [3]\n')
+    with pytest.raises(rp.InputError, match=r"axes: a: .* got 2 of steps, 1 of epochs"):
+        read(tiny)
+
+
+def test_names_are_known(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["sweep"])
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in specs.named())
+    assert "did you mean 'depth-laptop'" in refused(capsys, ["sweep", "depth-laptp"])
+    assert "expected NAME=VALUE" in refused(capsys, ["sweep", "depth-laptop", "--set", "steps"])
+    assert "workers = 0" in refused(
+        capsys, ["sweep", "depth-laptop", "--engine", "processes", "--workers", "0"]
+    )
+
+
+# Training
+
+
+def test_what_is_there_afterwards(whole: Path) -> None:
+    found = xr.open_zarr(whole / "sweep.zarr")
+    assert found.recovery.dims == ("model.depth", "seed", "run")
+    assert found.gain.dims == ("model.depth", "seed", "control")
+    assert found.run.values.tolist() == ["cyclic", "shuffled"]
+    with open(whole / "sweep.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model.depth"] for row in rows] == ["1", "2"]
+    for row, run in zip(rows, [r for r in runs(whole) if r.path.name == "cyclic"], strict=True):
+        assert row["status"] == row["status_shuffled"] == "complete"
+        assert int(row["parameters"]) == run.provenance["parameters"]
+        # The first loss of each episode from epoch 2 on, by hand.
+        losses = run.train_loss.values.reshape(3, 5, 3)
+        assert float(row["online"]) == pytest.approx(losses[1:, :, 0].mean(), rel=1e-5)
+        at = found.sel({"model.depth": int(row["model.depth"])}).squeeze()
+        assert float(row["gain_shuffled"]) == pytest.approx(float(at.gain), rel=1e-4)
+    page = (whole / "sweep.html").read_text()
+    assert "Two depths" in page
+    assert "nowhere" in page
+    assert "not complete" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for job in specs.planned(read(whole.parent / "tiny.toml"), whole):
+        assert job.config.exists()
+        assert rp.open_run(job.path).config == job.point.settings
+    controls = rp.open_run(whole / "depth=1" / "seed=0" / "cyclic").controls
+    assert [c.path.name for c in controls] == ["shuffled"]
+
+
+def test_recovery_is_what_the_analysis_says(whole: Path, tmp_path: Path) -> None:
+    from recovery_probe.analyze import analyze
+
+    run = rp.open_run(whole / "depth=2" / "seed=0" / "cyclic")
+    analyze(run, run.controls, ["age_curve"], out=tmp_path / "analysis")
+    theirs = xr.open_zarr(tmp_path / "analysis" / "analyses" / "age_curve.zarr")
+    ours = xr.open_zarr(whole / "sweep.zarr").sel({"model.depth": 2, "seed": 0})
+    at = theirs.sel(epoch=int(ours.epoch))
+    np.testing.assert_array_equal(ours.recovery.values, at.score.sel(reading="curve").values)
+    np.testing.assert_array_equal(ours.excess.values, at.excess.values)
+
+
+def test_again_does_nothing_more_and_more_points_are_added(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sweep(read(tiny, {"epochs": 2}), out, estimate=False)
+    before = {r.path: (r.path / "provenance.json").stat().st_mtime_ns for r in runs(out)}
+    tiny.write_text(TINY.replace("[1, 2]", "[1, 2, 3]", 1))
+    sweep(read(tiny, {"epochs": 2}), out, estimate=False)
+    after = {r.path: (r.path / "provenance.json").stat().st_mtime_ns for r in runs(out)}
+    assert len(after) == 6
+    assert {path: after[path] for path in before} == before
+    with pytest.raises(rp.InputError, match=r"holds another run .steps is 3 there, and 2 here"):
+        sweep(read(tiny, {"steps": 2, "epochs": 2}), out)
+
+
+def test_one_that_fails_stops_no_other(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setting that only its network can refuse."""
+    tiny.write_text(TINY.replace("model.depth", "model.heads").replace("[1, 2]", "[3, 2]", 1))
+    out = tmp_path / "out"
+    found = sweep(read(tiny, {"epochs": 2}), out, estimate=False)
+    assert [r.config.model.heads for r in runs(out)] == [2, 2]
+    assert found.status.values[:, 0, 0].tolist() == ["planned", "complete"]
+    assert np.isnan(found.recovery.values[0]).all()
+    said = capsys.readouterr().err
+    assert "2 runs complete, 2 failed" in said
+    assert "heads=3/seed=0/cyclic: " in said
+    with open(out / "runs.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["failed", "failed", "complete", "complete"]
+    assert "heads" in rows[0]["message"]
+    assert "2 of 4 runs are not complete" in (out / "sweep.html").read_text()
+    other = tmp_path / "other"
+    sweep(read(tiny, {"epochs": 2}), other, fail_fast=True, estimate=False)
+    assert runs(other) == []
+
+
+def test_two_at_once(whole: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    lock = Lock(out, "another sweep")
+    lock.begin()
+    with pytest.raises(rp.InputError, match="being written by another sweep"):
+        sweep(read(tiny), out)
+    lock.close()
+    (out / "depth=1" / "seed=0" / "cyclic").mkdir(parents=True)
+    with pytest.raises(rp.InputError, match="in the way, and not a run"):
+        sweep(read(tiny), out)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray cluster of this machine."""
+    import ray as library
+
+    # Workers do not get this process' path.
+    path = os.pathsep.join(p for p in sys.path if p)
+    library.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    library.shutdown()
+
+
+def engines(folder: Path) -> dict[str, Callable[[], Any]]:
+    return {
+        "processes": lambda: processes(2),
+        "ray": lambda: ray(cpus=1),
+        "slurm, local": lambda: slurm(folder / "slurm", {"timeout_min": 5}, "local"),
+        "slurm, debug": lambda: slurm(folder / "slurm", {"timeout_min": 5}, "debug"),
+        "an executor of the user's": lambda: OneByOne(),
+    }
+
+
+class OneByOne(Executor):
+    """As another library's might be."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@pytest.mark.parametrize("name", engines(Path()))
+def test_every_engine_gives_the_same_records(
+    name: str, whole: Path, tiny: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if name == "ray":
+        request.getfixturevalue("cluster")
+    out = tmp_path / "out"
+    sweep(read(tiny), out, engines(tmp_path)[name](), estimate=False)
+    check_same(out, whole)
+
+
+def start(tiny: Path, out: Path, *words: str) -> subprocess.Popen[str]:
+    """The command, in a process group of its own."""
+    command = [sys.executable, "-m", "recovery_probe.sweep", str(tiny), "--out", str(out), *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come"
+        time.sleep(0.02)
+
+
+def begun(out: Path) -> list[Path]:
+    """Runs that are being trained."""
+    found = [p.parent for p in out.rglob("lock.json")]
+    return [path for path in found if is_run(path) and is_locked(path)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_and_whoever_began_them_are_stopped(
+    number: int, whole: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """A worker is killed; then the command is, or it is asked to stop; then it is given again."""
+    out = tmp_path / "out"
+    process = start(tiny, out, "--engine", "processes", "--workers", "2")
+    try:
+        wait_for(lambda: begun(out))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+            os.kill(json.loads((begun(out)[0] / "lock.json").read_text())["pid"], signal.SIGKILL)
+        wait_for(lambda: begun(out) or process.poll() is not None)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert "Traceback" not in said
+        assert process.returncode in ((130, 0) if number == signal.SIGINT else (-9, 0))
+        wait_for(lambda: not begun(out), 30)  # workers do not outlive it
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    sweep(read(tiny), out, processes(2), estimate=False)
+    check_same(out, whole)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_lost_ray_worker(whole: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for(lambda: begun(out))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            killed.append(json.loads((begun(out)[0] / "lock.json").read_text())["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as other:
+        ended = other.submit(kill)
+        sweep(read(tiny), out, ray(cpus=1), estimate=False)
+        ended.result()
+    assert killed
+    check_same(out, whole)
+
+
+def test_the_plan_alone(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["sweep", str(tiny), "--out", str(tmp_path / "out"), "--plan", "--set", "epochs=2"])
+    said = capsys.readouterr().err
+    assert "4 runs, 0 done; 4 to train: about " in said
+    assert " MB" in said
+    assert not (tmp_path / "out").exists()
+
+
+# Comparison
+
+
+def brute_force(values: np.ndarray[Any, Any]) -> float:
+    """p that L, the sum over levels of level times the sum of ranks, is as large by chance."""
+    levels = np.arange(1, values.shape[1] + 1)
+    ranks = values.argsort(axis=1).argsort(axis=1) + 1
+    observed = (ranks @ levels).sum()
+    orders = [np.array(p) @ levels for p in itertools.permutations(levels)]
+    sums = np.array([sum(each) for each in itertools.product(orders, repeat=len(values))])
+    return float((sums >= observed).mean())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(12)))
+def test_the_trend_test_is_exact(order: list[int]) -> None:
+    values = np.array(order, dtype=float).reshape(3, 4)
+    up, down, blocks = trend(values)
+    assert blocks == 3
+    assert up == pytest.approx(brute_force(values), abs=1e-9)
+    assert down == pytest.approx(brute_force(-values), abs=1e-9)
+
+
+def test_the_trend_test_leaves_out_what_is_not_whole() -> None:
+    grows = np.array([[0.0, 1, 2, 3], [1, 2, 3, 4], [np.nan, 1, 2, 3]])
+    up, down, blocks = trend(grows)
+    assert blocks == 2
+    assert up < 0.01 < 0.9 < down
+    assert np.isnan(trend(grows[1:])[0])
+    two = np.array([[0.0, 1.0], [0.1, 1.2], [0.0, 0.9]])
+    assert trend(two)[0] < 0.05 < 0.9 < trend(two)[1]
+
+
+def planted(tiny: Path, out: Path, slope: float) -> xr.Dataset:
+    """A sweep whose recovery goes along the axis by a slope, with noise."""
+    from recovery_probe.sweep import compare, page
+
+    tiny.write_text(TINY.replace("[1, 2]", "[1, 2, 3, 4]", 1).replace("[0]", "[0, 1, 2]"))
+    spec: Sweep = read(tiny)
+    dataset = compare.numbers(spec, specs.planned(spec, out))
+    noise = np.random.default_rng(0).normal(0, 0.01, dataset.recovery.shape)
+    dataset["recovery"] = dataset.recovery.copy(data=noise)
+    dataset["recovery"] += slope * dataset["model.depth"]
+    texts = [v.text for v in compare.directions(dataset, spec, spec.axes[0])]
+    assert page.draw(dataset, spec, spec.axes[0]) is not None
+    return dataset.assign_attrs(verdicts=texts)
+
+
+@pytest.mark.parametrize(
+    ("slope", "said"), [(0.1, "agrees"), (-0.1, "disagrees"), (0.0, "cannot be told")]
+)
+def test_what_was_published_is_set_beside(
+    slope: float, said: str, tiny: Path, tmp_path: Path
+) -> None:
+    verdict, *others = planted(tiny, tmp_path, slope).attrs["verdicts"]
+    assert verdict.endswith(f"Paper (nowhere): it grows: {said}.")
+    assert "no test, of 0 whole series" in others[0]
+
+
+def test_online_loss_of_any_schedule(tmp_path: Path) -> None:
+    from recovery_probe.testing import toy_settings
+
+    run = rp.fit(toy_settings(schedule={"kind": "shuffled"}, recorders=[]), tmp_path / "run")
+    seen: set[int] = set()
+    kept = []
+    for episode, document in enumerate(run.schedule.values.tolist()):
+        if document in seen:
+            kept.append(float(run.train_loss[3 * episode]))
+        seen.add(document)
+    assert later_online(run) == pytest.approx(np.mean(kept))
+    assert in_process()().submit(len, [1]).result() == 1
