@@ -88,10 +88,12 @@ class Documents(Chosen):
 class Model:
     """The network."""
 
-    # random (sizes below), a hub name, a local folder, or a .gguf file
+    # random (sizes below), a hub name, a local folder, or a .gguf file; ~ is the home
     source: str = "random"
     # branch, tag or commit of a hub name
     revision: str = "main"
+    # own: weights as the source has them; drawn: its network, with fresh weights by `init`
+    weights: Literal["own", "drawn"] = "own"
     # random: any causal architecture transformers knows (gpt_neox, llama, gpt2, ...)
     architecture: str = "gpt_neox"
     # random: width of the residual stream; the MLP is four times as wide
@@ -103,7 +105,7 @@ class Model:
     # random: size of the byte-level BPE vocabulary trained on the built-in documents, 257 or more;
     # they make some 9000 entries at most, and embeddings beyond those are never read
     vocabulary: Annotated[int, Ge(257), Le(2**20)] = 4096
-    # random: the paper's scheme, or the one of the transformers library
+    # fresh weights: the paper's scheme, or the one of the transformers library
     init: Literal["paper", "library"] = "paper"
     # own: each dropout as the model's configuration has it; a number: that probability for all
     dropout: Literal["own"] | Annotated[float, Ge(0), Lt(1)] = "own"

@@ -53,10 +53,10 @@ def load(settings: Settings) -> Model:
         with refused(f"{name_of(settings.model)} cannot be had on {device}"):
             hf_model.to(device)
         model = _bridge(hf_model, tokenizer, settings)
-    if settings.model.source == "random" and settings.model.init == "paper":
-        init.as_paper(
-            model.parameters, settings.model, torch_seed(settings.seed.weights, "weights")
-        )
+    fresh = settings.model.source == "random" or settings.model.weights == "drawn"
+    if fresh and settings.model.init == "paper":
+        seed = torch_seed(settings.seed.weights, "weights")
+        init.as_paper(model.parameters, hf_model.config.get_text_config(), seed)
     return model
 
 

