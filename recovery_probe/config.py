@@ -58,6 +58,7 @@ def as_written(values: Mapping[str, Any], origin: str = "settings") -> Settings:
     if strangers:
         raise InputError(f"{origin}: unknown setting {strangers[0]}{_near(strangers[0])}")
     core |= {"seed": seeds(core["seed"])} if "seed" in core else {}
+    core |= {"optimizer": _of_before(core["optimizer"])} if "optimizer" in core else {}
     own: dict[str, Table] = {}
     for part in CHOICES:
         if isinstance(core.get(part), dict):
@@ -73,6 +74,13 @@ def as_written(values: Mapping[str, Any], origin: str = "settings") -> Settings:
         raise InputError(f"{origin}: " + "; ".join(map(_explain, error.errors()))) from None
     parts = {part: replace(getattr(settings, part), own=table) for part, table in own.items()}
     return replace(settings, tables=tables, **parts)
+
+
+def _of_before(optimizer: Any) -> Any:
+    """Of runs that were written when `reset` was true (each episode) or false."""
+    if isinstance(optimizer, Mapping) and isinstance(optimizer.get("reset"), bool):
+        return {**optimizer, "reset": "episode" if optimizer["reset"] else "never"}
+    return optimizer
 
 
 def resolved(settings: Settings, origin: str = "settings") -> Settings:

@@ -96,8 +96,10 @@ class Model:
     weights: Literal["own", "drawn"] = "own"
     # random: any causal architecture transformers knows (gpt_neox, llama, gpt2, ...)
     architecture: str = "gpt_neox"
-    # random: width of the residual stream; the MLP is four times as wide
+    # random: width of the residual stream
     width: Annotated[int, Ge(1), Le(2**20)] = 256
+    # random: width inside the MLP, as a multiple of that
+    mlp_ratio: Annotated[float, Gt(0), Le(1024)] = 4.0
     # random: number of blocks
     depth: Annotated[int, Ge(1), Le(1000)] = 6
     # random: attention heads per block
@@ -105,8 +107,9 @@ class Model:
     # random: size of the byte-level BPE vocabulary trained on the built-in documents, 257 or more;
     # they make some 9000 entries at most, and embeddings beyond those are never read
     vocabulary: Annotated[int, Ge(257), Le(2**20)] = 4096
-    # fresh weights: the paper's scheme, or the one of the transformers library
-    init: Literal["paper", "library"] = "paper"
+    # fresh weights: the paper's scheme, the one of the transformers library, or N(0, .02²) with
+    # biases at 0
+    init: Literal["paper", "library", "normal"] = "paper"
     # own: each dropout as the model's configuration has it; a number: that probability for all
     dropout: Literal["own"] | Annotated[float, Ge(0), Lt(1)] = "own"
     # eager: every hook point; sdpa: PyTorch's fused attention, which has no scores and no pattern
@@ -132,8 +135,12 @@ class Optimizer(Chosen):
 
     # sgd (plain descent without momentum), adam, adamw, another installed one, or file.py:CLASS
     name: str = "sgd"
-    # start each episode with a fresh state
-    reset: bool = False
+    # lr is the rate of a step, or of an episode: each of its M steps then has lr / M
+    per: Literal["step", "episode"] = "step"
+    # how the rate goes on: the same, or down a cosine to 0 at the end of the run
+    decay: Literal["none", "cosine"] = "none"
+    # when it starts again, without what it remembers
+    reset: Literal["never", "episode", "epoch"] = "never"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,12 @@ class Training:
         if epochs is not None:
             settings = replace(settings, epochs=epochs)
             timeline = planned(settings)
+            if settings.optimizer.decay != "none":
+                raise InputError(
+                    f"{run.path}: its learning rate falls to 0 at the end of {run.config.epochs} "
+                    "epochs (optimizer.decay), and at the end of more would be another from the "
+                    "start: train anew"
+                )
             if not np.array_equal(timeline.schedule[: run.schedule.size], run.schedule):
                 raise InputError(
                     f"{run.path}: {epochs} epochs of the schedule {settings.schedule.kind} do not "
@@ -222,20 +229,38 @@ class Training:
     def steps(self, episode: int) -> Iterator[Step]:
         """The gradient steps of an episode of the schedule."""
         document = int(self.timeline.schedule[episode])
+        if self.settings.optimizer.reset == "epoch" and episode % self.timeline.per_epoch == 0:
+            self.fresh_optimizer()
         return self.steps_on(document, f"dropout of episode {episode}", episode)
 
-    def steps_on(self, document: int, purpose: str, episode: int = 0) -> Iterator[Step]:
+    def steps_on(self, document: int, purpose: str, episode: int) -> Iterator[Step]:
         """M gradient steps on a document, which the caller takes: the model in training mode,
-        dropout under the seed of a `purpose`, the optimizer fresh where settings ask for that."""
+        dropout under the seed of a `purpose`, the optimizer fresh where settings ask for that, and
+        at the rate of the steps of an `episode`."""
         torch.manual_seed(torch_seed(self.settings.seed.order, purpose))
-        if self.settings.optimizer.reset:
+        if self.settings.optimizer.reset == "episode":
             self.fresh_optimizer()
         inputs = self.batch(slice(document, document + 1))
         length = int(self.documents.lengths[document])
         self.model.train()
         for m in range(self.settings.steps):
             index = episode * self.settings.steps + m
+            self._set_rate(index)
             yield Step(index, episode, document, inputs, length, self.model)
+
+    def _set_rate(self, step: int) -> None:
+        """The learning rate of a step, from its index alone: lr, or lr / M, times
+        ½ (1 + cos(π · step / steps of the run))."""
+        settings = self.settings.optimizer
+        if settings.per == "step" and settings.decay == "none":
+            return
+        factor = 1.0
+        if settings.decay == "cosine":
+            factor = (1 + math.cos(math.pi * step / self.timeline.total)) / 2
+        if settings.per == "episode":
+            factor /= self.settings.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     @torch.no_grad()
     def evaluate(self, see: Callable[[int, Tensor, Tensor], None] | None = None) -> stats.Floats:
@@ -288,13 +313,10 @@ class Training:
 
 def planned(settings: Settings) -> Timeline:
     """The schedule that settings ask for."""
-    schedule = document_of_episode(
-        config.made(settings, "schedule"),
-        settings.documents.count,
-        settings.epochs,
-        generator(settings.seed.order, "schedule"),
-    )
-    return Timeline(schedule, settings.documents.count, settings.steps)
+    T, schedule = settings.documents.count, config.made(settings, "schedule")
+    rng = generator(settings.seed.order, "schedule")
+    order = document_of_episode(schedule, T, settings.epochs, rng)
+    return Timeline(order, T, settings.steps, schedule.per_epoch(T, settings.epochs))
 
 
 def _copied(state: Any) -> Any:

@@ -55,7 +55,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {
     "adam, mask": ({"optimizer": {"name": "adam"}, "interventions": ["mask"]}, dict),
     "adam reset, dropout": (
         {
-            "optimizer": {"name": "adam", "reset": True},
+            "optimizer": {"name": "adam", "reset": "episode"},
             "model": {"architecture": "llama", "dropout": 0.2},
         },
         dict,

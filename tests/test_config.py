@@ -188,11 +188,13 @@ def test_another_plug_in_takes_its_own_defaults(
 
 def test_a_plug_ins_settings_may_come_with_it() -> None:
     adam = rp.changed(rp.preset("quickstart"), optimizer={"name": "adam", "eps": 1e-6})
-    assert adam.optimizer.own == {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0}
+    own = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0, "amsgrad": False}
+    assert adam.optimizer.own == own
     back = rp.changed(adam, **{"optimizer.name": "sgd", "optimizer.lr": 0.3})
-    assert back.optimizer.own == {"lr": 0.3, "momentum": 0, "weight_decay": 0}
+    rest = {"momentum": 0, "dampening": 0, "nesterov": False, "weight_decay": 0}
+    assert back.optimizer.own == {"lr": 0.3} | rest
     both = rp.preset("quickstart", optimizer={"name": "adam", "lr": 0.01})
-    assert rp.changed(both, **{"optimizer.reset": True}).optimizer.lr == 0.01
+    assert rp.changed(both, **{"optimizer.reset": "episode"}).optimizer.lr == 0.01
 
 
 def test_tables_of_what_is_not_named_are_checked_and_left_out() -> None:

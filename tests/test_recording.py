@@ -76,7 +76,7 @@ def test_the_default_record_of_a_billion_parameters_is_under_500_mb(tmp_path: Pa
         small,
         settings=settings,
         documents=Documents(inputs, names=("",) * 30, texts=("",) * 30, trained=25, left_out={}),
-        timeline=Timeline(np.zeros(125, dtype=np.int32), documents=25, steps=10),
+        timeline=Timeline(np.zeros(125, dtype=np.int32), documents=25, steps=10, per_epoch=25),
     )
     sizes = Recording(find(settings), big, Interventions([], big)).sizes()
     total = sum(size for arrays in sizes.values() for _, size in arrays.values())

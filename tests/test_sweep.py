@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +12,15 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kills import differences
+from sweeping import TINY, runs
 from test_people_and_machines import refused
 
 import recovery_probe as rp
 from recovery_probe.cli import main
-from recovery_probe.record.folder import is_run
-from recovery_probe.record.lock import Lock, is_locked
-from recovery_probe.sweep import Sweep, in_process, processes, ray, read, slurm, sweep
+from recovery_probe.record.lock import Lock
+from recovery_probe.sweep import Sweep, in_process, read, sweep
 from recovery_probe.sweep import spec as specs
 from recovery_probe.sweep.compare import later_online, trend
-
-TINY = """# Two depths
-base = "quickstart"
-control = ["shuffled"]
-seeds = [0]
-
-[set]
-epochs = 3
-steps = 3
-threads = 1
-recorders = ["checkpoints"]
-documents = { count = 5, tokens = 24, held_out = 2, min_tokens = 24 }
-model = { width = 32, heads = 2, vocabulary = 512 }
-
-[axes]
-"model.depth" = [1, 2]
-
-[[paper]]
-axis = "model.depth"
-source = "nowhere"
-direction = "up"
-at = [4, 8]
-values = [0.1, 0.2]
-"""
 
 
 @pytest.fixture
@@ -64,12 +30,6 @@ def tiny(tmp_path: Path) -> Path:
     return file
 
 
-def runs(out: Path) -> list[rp.Run]:
-    """Every run of a sweep; and nothing else is left there."""
-    assert not list(out.rglob(".*-*"))
-    return [rp.open_run(p.parent) for p in sorted(out.rglob("provenance.json"))]
-
-
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed sweep of `TINY`, trained in this process. Do not write to it."""
@@ -77,16 +37,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.toml").write_text(TINY)
     sweep(read(folder / "tiny.toml"), folder / "out", estimate=False)
     return folder / "out"
-
-
-def check_same(out: Path, whole: Path) -> None:
-    """Raise unless two sweeps hold the same records, bit for bit."""
-    pairs = list(zip(runs(out), runs(whole), strict=True))
-    assert len(pairs) == 4
-    for run, other in pairs:
-        assert run.status == "complete"
-        assert run.path.relative_to(out) == other.path.relative_to(whole)
-        assert differences(run, other) == []
 
 
 # Data
@@ -269,116 +219,6 @@ def test_two_at_once(whole: Path, tiny: Path, tmp_path: Path) -> None:
         sweep(read(tiny), out)
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A Ray cluster of this machine."""
-    import ray as library
-
-    # Workers do not get this process' path.
-    path = os.pathsep.join(p for p in sys.path if p)
-    library.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    library.shutdown()
-
-
-def engines(folder: Path) -> dict[str, Callable[[], Any]]:
-    return {
-        "processes": lambda: processes(2),
-        "ray": lambda: ray(cpus=1),
-        "slurm, local": lambda: slurm(folder / "slurm", {"timeout_min": 5}, "local"),
-        "slurm, debug": lambda: slurm(folder / "slurm", {"timeout_min": 5}, "debug"),
-        "an executor of the user's": lambda: OneByOne(),
-    }
-
-
-class OneByOne(Executor):
-    """As another library's might be."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-@pytest.mark.parametrize("name", engines(Path()))
-def test_every_engine_gives_the_same_records(
-    name: str, whole: Path, tiny: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if name == "ray":
-        request.getfixturevalue("cluster")
-    out = tmp_path / "out"
-    sweep(read(tiny), out, engines(tmp_path)[name](), estimate=False)
-    check_same(out, whole)
-
-
-def start(tiny: Path, out: Path, *words: str) -> subprocess.Popen[str]:
-    """The command, in a process group of its own."""
-    command = [sys.executable, "-m", "recovery_probe.sweep", str(tiny), "--out", str(out), *words]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come"
-        time.sleep(0.02)
-
-
-def begun(out: Path) -> list[Path]:
-    """Runs that are being trained."""
-    found = [p.parent for p in out.rglob("lock.json")]
-    return [path for path in found if is_run(path) and is_locked(path)]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_workers_and_whoever_began_them_are_stopped(
-    number: int, whole: Path, tiny: Path, tmp_path: Path
-) -> None:
-    """A worker is killed; then the command is, or it is asked to stop; then it is given again."""
-    out = tmp_path / "out"
-    process = start(tiny, out, "--engine", "processes", "--workers", "2")
-    try:
-        wait_for(lambda: begun(out))
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
-            os.kill(json.loads((begun(out)[0] / "lock.json").read_text())["pid"], signal.SIGKILL)
-        wait_for(lambda: begun(out) or process.poll() is not None)
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-        assert "Traceback" not in said
-        assert process.returncode in ((130, 0) if number == signal.SIGINT else (-9, 0))
-        wait_for(lambda: not begun(out), 30)  # workers do not outlive it
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    sweep(read(tiny), out, processes(2), estimate=False)
-    check_same(out, whole)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_lost_ray_worker(whole: Path, tiny: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    killed: list[int] = []
-
-    def kill() -> None:
-        wait_for(lambda: begun(out))
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            killed.append(json.loads((begun(out)[0] / "lock.json").read_text())["pid"])
-            os.kill(killed[0], signal.SIGKILL)
-
-    with ThreadPoolExecutor(1) as other:
-        ended = other.submit(kill)
-        sweep(read(tiny), out, ray(cpus=1), estimate=False)
-        ended.result()
-    assert killed
-    check_same(out, whole)
-
-
 def test_the_plan_alone(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["sweep", str(tiny), "--out", str(tmp_path / "out"), "--plan", "--set", "epochs=2"])
     said = capsys.readouterr().err
@@ -458,3 +298,21 @@ def test_online_loss_of_any_schedule(tmp_path: Path) -> None:
         seen.add(document)
     assert later_online(run) == pytest.approx(np.mean(kept))
     assert in_process()().submit(len, [1]).result() == 1
+
+
+def test_revisions_that_hold_the_same_weights_are_told(tmp_path: Path) -> None:
+    """As many of Pythia's step branches do."""
+    from types import SimpleNamespace as Some
+
+    from recovery_probe.sweep.compare import same_weights
+
+    def run(source: str, revision: str, weights: str) -> Any:
+        model = Some(source=source, revision=revision, weights="own")
+        return Some(config=Some(model=model), provenance={"weights": weights})
+
+    pythia = [run("a/b", "step1", "x"), run("a/b", "step2", "x"), run("a/b", "step3", "y")]
+    others = [run("a/b", "step1", "x"), run("a/c", "step1", "x"), run("random", "step4", "x")]
+    told = same_weights([*pythia, *others])
+    assert told == [
+        "a/b: the revisions step1, step2 hold the same weights: they are one point, not several"
+    ]

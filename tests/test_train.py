@@ -38,24 +38,33 @@ def plain_loop(folder: Path, run: rp.Run) -> np.ndarray:
         row = tokens[i : i + 1, : lengths[i]]  # truncated, where ours pads
         return model(input_ids=row, labels=row).loss
 
+    T, M = run.config.documents.count, run.config.steps
+    # torch's own falls to 0 where its steps end; the rate of each step, for every optimizer made.
+    falling = torch.optim.SGD([torch.zeros(1, requires_grad=True)], wanted.lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(falling, run.config.epochs * T * M)
+    rates = []
+    for _ in range(run.config.epochs * T * M):
+        rates.append(falling.param_groups[0]["lr"] if wanted.decay == "cosine" else wanted.lr)
+        falling.step()
+        cosine.step()
+
     def make() -> torch.optim.Optimizer:
-        options = {"lr": wanted.lr, "weight_decay": wanted.weight_decay}
-        if wanted.name == "sgd":
-            return torch.optim.SGD(model.parameters(), momentum=wanted.momentum, **options)
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[wanted.name]
-        return kind(model.parameters(), **options)
+        own = dict(wanted.own)
+        kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        return kinds[wanted.name](model.parameters(), **own)
 
     def evaluate() -> list[float]:
         with torch.no_grad():
             return [loss_of(i).item() for i in range(len(tokens))]
 
     rows, optimizer = [evaluate()], make()
-    for document in [
-        d for _ in range(run.config.epochs) for d in range(run.config.documents.count)
-    ]:
-        if wanted.reset:
+    for episode in range(run.config.epochs * T):
+        document = episode % T
+        if wanted.reset == "episode" or (wanted.reset == "epoch" and document == 0):
             optimizer = make()
-        for _ in range(run.config.steps):
+        for step in range(M):
+            rate = rates[episode * M + step] / (M if wanted.per == "episode" else 1)
+            optimizer.param_groups[0]["lr"] = rate
             model.zero_grad()
             loss_of(document).backward()
             optimizer.step()
@@ -66,9 +75,13 @@ def plain_loop(folder: Path, run: rp.Run) -> np.ndarray:
 OPTIMIZERS = [
     {"name": "sgd", "lr": 0.05},
     {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 0.01},
-    {"name": "sgd", "lr": 0.02, "momentum": 0.9, "reset": True},
+    {"name": "sgd", "lr": 0.02, "momentum": 0.9, "reset": "episode"},
+    {"name": "sgd", "lr": 0.02, "momentum": 0.9, "nesterov": True, "decay": "cosine"},
+    {"name": "sgd", "lr": 0.1, "per": "episode"},
+    {"name": "sgd", "lr": 0.02, "momentum": 0.9, "dampening": 0.5, "reset": "epoch"},
     {"name": "adam", "lr": 1e-3},
-    {"name": "adam", "lr": 1e-3, "reset": True},
+    {"name": "adam", "lr": 1e-3, "reset": "episode"},
+    {"name": "adam", "lr": 3e-3, "reset": "epoch", "per": "episode", "decay": "cosine"},
     {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
 ]
 
@@ -107,6 +120,54 @@ def test_saved_weights_give_a_plain_model_the_last_losses(
     np.testing.assert_allclose(losses, run.losses.values[-1], atol=1e-5, rtol=0)
     again = rp.fit(tiny(epochs=1, model={"source": str(folder)}), tmp_path / "again")
     np.testing.assert_allclose(again.losses.values[0], run.losses.values[-1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "gpt2"])
+def test_every_matrix_is_drawn_alike(architecture: str) -> None:
+    """`normal`: σ = .02 throughout; biases 0, norms 1. And the MLP has its own width."""
+    model = {"architecture": architecture, "init": "normal", "mlp_ratio": 2.5, "width": 64}
+    training = rp.Training.open(tiny(model={**model, "dropout": 0}))
+    shapes = set()
+    for name, parameter in training.model.parameters.items():
+        values = parameter.detach()
+        if name.endswith("bias"):
+            assert not values.any(), name
+        elif values.ndim == 1:
+            assert (values == 1).all(), name
+        else:
+            # The standard error of a standard deviation is σ / √(2n).
+            off = abs(values.std().item() - 0.02)
+            assert off < 5 * 0.02 / math.sqrt(2 * values.numel()), name
+            shapes.add(tuple(sorted(values.shape)))
+    assert (64, 160) in shapes
+
+
+def test_the_digest_of_weights_is_of_all_of_them(tmp_path: Path) -> None:
+    settings = tiny(epochs=1, recorders=["checkpoints"])
+    run = rp.fit(settings, tmp_path / "run")
+    first = run.model_at(0)
+    assert run.provenance["weights"] == first.digest()
+    assert run.provenance["parameters"] == sum(p.numel() for p in first.parameters.values())
+    with torch.no_grad():
+        last = list(first.parameters.values())[-1].view(-1)
+        last[-1] = torch.nextafter(last[-1], torch.tensor(1.0))
+    assert first.digest() != run.provenance["weights"]
+    other = rp.fit(tiny(epochs=1, recorders=[], seed=1), tmp_path / "other")
+    assert other.provenance["weights"] != run.provenance["weights"]
+
+
+def test_the_network_of_a_source_with_fresh_weights(tmp_path: Path) -> None:
+    folder = local_model(tmp_path / "model", "llama")
+    drawn = rp.Training.open(tiny(model={"source": str(folder), "weights": "drawn"})).model
+    own = rp.Training.open(tiny(model={"source": str(folder)})).model
+    assert {n: p.shape for n, p in drawn.parameters.items()} == {
+        n: p.shape for n, p in own.parameters.items()
+    }
+    width = own.parameters["embed.weight"].shape[1]
+    sigma = math.sqrt(2 / (5 * width))
+    embedded = drawn.parameters["embed.weight"]
+    assert embedded.std().item() == pytest.approx(sigma, rel=0.05)
+    assert not torch.equal(embedded, own.parameters["embed.weight"])
 
 
 def test_paper_init_has_the_papers_spread(tmp_path: Path) -> None:

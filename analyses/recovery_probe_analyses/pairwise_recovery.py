@@ -164,14 +164,15 @@ def drops(run: Run, episodes_done: int) -> stats.Floats:
     from recovery_probe.training import Training
 
     training = Training.at(run, episodes_done)
-    start, rows = training.state(), []
+    start, rows, last = training.state(), [], training.timeline.episodes - 1
     with reproducible(training.model.device):
         before = training.evaluate()
         for document in tqdm(
             range(training.timeline.documents), desc="pairwise recovery", disable=None
         ):
             training.fresh_optimizer()
-            for step in training.steps_on(document, f"dropout of document {document}"):
+            purpose = f"dropout of document {document}"
+            for step in training.steps_on(document, purpose, min(episodes_done, last)):
                 training.optimizer.zero_grad()
                 training.model.losses(step.inputs).sum().backward()
                 training.optimizer.step()

@@ -26,11 +26,13 @@ PARTS = ("matched_fall", "gain", "excess")
 
 def numbers(*runs: Run, window: float | None = None) -> xr.Dataset:
     """What the analysis `age_curve` describes, of a run and its controls. `window`: the share of a
-    wait after which mid-wait is; as the run's outcome declares it, when not given. Raises `Missing`
-    when no document of the run has come back yet after as many episodes as there are documents."""
-    T, names = runs[0].config.documents.count, groups.labels(runs)
+    wait after which mid-wait is; as the run's outcome declares it, when not given. Attribute `T`:
+    the episodes of an epoch, and the longest age. Raises `Missing` when no document of the run has
+    come back yet after so many."""
+    documents, T = runs[0].config.documents.count, runs[0].timeline.per_epoch
+    names = groups.labels(runs)
     middle = mid_wait(T, runs[0].config.outcome.window if window is None else window)
-    curves, begins = _stacked(runs, T)
+    curves, begins = _stacked(runs, documents, T)
     if not np.isfinite(begins[0]).any():
         raise Missing(
             f"{runs[0].path}: {runs[0].episodes_done} of {runs[0].schedule.size} episodes are "
@@ -46,7 +48,7 @@ def numbers(*runs: Run, window: float | None = None) -> xr.Dataset:
             "loss": (("run", "epoch", "age"), stats.mean_of_counted(curves, axis=2), NATS | EACH),
             "counted": (("run", "epoch"), np.isfinite(begins).sum(axis=2), SUM),
             "paired": (("control", "epoch"), paired.sum(axis=2), SUM),
-            "documents": ((), T, SUM),
+            "documents": ((), documents, SUM),
         },
         coords={
             "run": names,
@@ -55,7 +57,7 @@ def numbers(*runs: Run, window: float | None = None) -> xr.Dataset:
             "part": list(PARTS),
             "epoch": np.arange(1, curves.shape[1] + 1),
             "age": np.arange(1, T + 1),
-            "document": np.arange(T),
+            "document": np.arange(documents),
         },
         attrs={
             "unit": "documents",
@@ -79,14 +81,17 @@ def mid_wait(T: int, window: float) -> int:
     return min(max(1, round(window * T)), max(1, T - 1))
 
 
-def _stacked(runs: Sequence[Run], T: int) -> tuple[stats.Floats, stats.Floats]:
+def _stacked(runs: Sequence[Run], documents: int, T: int) -> tuple[stats.Floats, stats.Floats]:
     """`stats.by_age` of each, (run, epoch, document, age) and (run, epoch, document), as far as all
     have got: NaN of waits that one has and another has not."""
     rows = groups.common(runs) + 1
-    found = [stats.by_age(run.losses.values[:rows, :T], run.schedule.values, T) for run in runs]
+    found = [
+        stats.by_age(run.losses.values[:rows, :documents], run.schedule.values, documents, T)
+        for run in runs
+    ]
     waits = max(len(begins) for _, begins in found)
-    curves = np.full((len(runs), waits, T, T), np.nan)
-    begins = np.full((len(runs), waits, T), np.nan)
+    curves = np.full((len(runs), waits, documents, T), np.nan)
+    begins = np.full((len(runs), waits, documents), np.nan)
     for r, (own, since) in enumerate(found):
         curves[r, : len(own)], begins[r, : len(own)] = own, since
     return curves, begins

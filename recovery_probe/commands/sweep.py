@@ -77,8 +77,8 @@ def run(argv: Sequence[str]) -> None:
         tell_beforehand(jobs, State(jobs, out).todo())
         return
     found = sweep(spec, out, engine, fail_fast=command.fail_fast)
-    for verdict in found.attrs["verdicts"]:
-        print(verdict)
+    for line in (*found.attrs["warnings"], *found.attrs["verdicts"]):
+        print(line)
     print(f"page: {out / 'sweep.html'}")
 
 

@@ -1,4 +1,4 @@
-"""The paper's initial weights."""
+"""Initial weights that are not the library's."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ OUTWARD = ("o", "out", "fc2")
 INNER = ("embed", "pos_embed", "unembed", "q", "k", "v", "in", "gate", "fc1")
 
 
-@torch.no_grad()
-def as_paper(parameters: Mapping[str, Parameter], config: Any, seed: int) -> None:
-    """Weights as the paper's random-init runs draw them (its public code), of a network with this
-    Hugging Face configuration, of width d and depth L.
+NORMAL = 0.02  # σ
 
-    Embeddings, query, key, value and the MLP's input: σ = √(2 / (5d)); the two projections
-    back into the residual stream: σ = 2 / (L√d). Norms start as the library has them, with a
-    gain of 1 (a weight of 0 where it is stored less 1), biases at 0.
+
+@torch.no_grad()
+def draw(parameters: Mapping[str, Parameter], scheme: str, config: Any, seed: int) -> None:
+    """Draw the weights of a network, by TransformerLens names, of this Hugging Face configuration,
+    of width d and depth L.
+
+    `paper`, as its random-init runs draw them (its public code): embeddings, query, key, value and
+    the MLP's input σ = √(2 / (5d)); the two projections back into the residual stream
+    σ = 2 / (L√d). `normal`: all of these σ = .02. Norms start as the library has them, with a gain
+    of 1 (a weight of 0 where it is stored less 1), biases at 0. Raises `InputError` for a weight
+    that there is no rule for.
     """
-    inner = math.sqrt(2 / (5 * config.hidden_size))
-    outward = 2 / (config.num_hidden_layers * math.sqrt(config.hidden_size))
+    d, L = config.hidden_size, config.num_hidden_layers
+    inner, outward = math.sqrt(2 / (5 * d)), 2 / (L * math.sqrt(d))
+    if scheme == "normal":
+        inner = outward = NORMAL
     rng = torch.Generator().manual_seed(seed)
     for name, parameter in parameters.items():
         module, _, kind = name.rpartition(".")
@@ -35,12 +42,11 @@ def as_paper(parameters: Mapping[str, Parameter], config: Any, seed: int) -> Non
             parameter.zero_()
         elif role.startswith("ln") or role.endswith(("_norm", "_ln")):
             continue
-        elif role in OUTWARD:
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * outward)
-        elif role in INNER:
-            parameter.copy_(torch.randn(parameter.shape, generator=rng) * inner)
+        elif role in (*OUTWARD, *INNER):
+            sigma = outward if role in OUTWARD else inner
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) * sigma)
         else:
             raise InputError(
-                f'model.init = "paper" has no rule for {name} of {config.model_type}; '
+                f'model.init = "{scheme}" has no rule for {name} of {config.model_type}; '
                 "use --model.init library"
             )

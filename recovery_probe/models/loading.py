@@ -54,9 +54,10 @@ def load(settings: Settings) -> Model:
             hf_model.to(device)
         model = _bridge(hf_model, tokenizer, settings)
     fresh = settings.model.source == "random" or settings.model.weights == "drawn"
-    if fresh and settings.model.init == "paper":
+    if fresh and settings.model.init != "library":
         seed = torch_seed(settings.seed.weights, "weights")
-        init.as_paper(model.parameters, hf_model.config.get_text_config(), seed)
+        about = hf_model.config.get_text_config()
+        init.draw(model.parameters, settings.model.init, about, seed)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,16 @@ class Model:
         self.save_weights(folder)
         self.bridge.original_model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def digest(self) -> str:
+        """SHA-256 of names, number formats, shapes and bytes of all parameters: the same wherever
+        they lie, and however they were read."""
+        found = hashlib.sha256()
+        for name, parameter in sorted(self.parameters.items()):
+            found.update(f"{name} {parameter.dtype} {tuple(parameter.shape)};".encode())
+            values = parameter.detach().cpu().contiguous()
+            found.update(values.flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def save_weights(self, folder: Path) -> None:
         """Write what changes of it in training."""

@@ -19,9 +19,10 @@ from recovery_probe.models.tokenizer import train_tokenizer
 from recovery_probe.settings import Model as ModelSettings
 from recovery_probe.spelling import nearest
 
-# What configurations call the width inside an MLP: the usual name, OPT's, that of experts.
+# What configurations call the width inside an MLP: the usual name, GPT-2's, OPT's, that of experts.
 MLP_WIDTHS = (
     "intermediate_size",
+    "n_inner",
     "ffn_dim",
     "moe_intermediate_size",
     "shared_expert_intermediate_size",
@@ -175,7 +176,7 @@ def _random(settings: ModelSettings) -> tuple[Any, Any]:
         "num_hidden_layers": L,
         "num_attention_heads": settings.heads,
         "num_key_value_heads": settings.heads,
-        **dict.fromkeys(MLP_WIDTHS, 4 * settings.width),
+        **dict.fromkeys(MLP_WIDTHS, max(1, round(settings.mlp_ratio * settings.width))),
         "head_dim": head,
         "rotary_dim": min(64, head),  # GPT-J and CodeGen have 64 of their 256
         # GPT-Neo: global and local in turn, as the library has it at its own depth
@@ -191,6 +192,11 @@ def _random(settings: ModelSettings) -> tuple[Any, Any]:
     with refused(f"{name_of(settings)} cannot be built"):
         known = AutoConfig.for_model(settings.architecture)
         own = {*known.to_dict(), *known.attribute_map}
+        if settings.mlp_ratio != 4 and not own.intersection(MLP_WIDTHS):
+            raise InputError(
+                f"model.mlp_ratio = {settings.mlp_ratio}: the MLP of {settings.architecture} is "
+                "always four times as wide as the residual stream"
+            )
         config = AutoConfig.for_model(
             settings.architecture, **{k: v for k, v in sizes.items() if k in own}
         )

@@ -30,6 +30,8 @@ class Adam(Optimizer):
     eps: Annotated[float, Gt(0)] = 1e-8
     # L2 penalty
     weight_decay: Annotated[float, Ge(0)] = 0.0
+    # the largest mean square so far, instead of the latest
+    amsgrad: bool = False
 
     def make(self, parameters: list[Any]) -> torch.optim.Optimizer:
         import torch

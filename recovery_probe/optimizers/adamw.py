@@ -22,6 +22,8 @@ class AdamW(Adam):
 
     # decoupled decay: every weight loses lr times this share of itself at each step
     weight_decay: Annotated[float, Ge(0)] = 0.0
+    # the largest mean square so far, instead of the latest
+    amsgrad: bool = False
 
     def make(self, parameters: list[Any]) -> torch.optim.Optimizer:
         import torch

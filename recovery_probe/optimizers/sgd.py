@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from recovery_probe.optimizers import Optimizer
 from recovery_probe.plugins import settings_of
@@ -24,6 +24,10 @@ class SGD(Optimizer):
     lr: Annotated[float, Gt(0)] = 0.1
     # share of the last update that is kept, from 0 to below 1
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
+    # share of a gradient that is left out of what is kept of it
+    dampening: Annotated[float, Ge(0), Le(1)] = 0.0
+    # looks ahead along what is kept; wants momentum, and no dampening
+    nesterov: bool = False
     # L2 penalty
     weight_decay: Annotated[float, Ge(0)] = 0.0
 

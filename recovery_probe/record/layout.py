@@ -54,8 +54,9 @@ class Timeline:
     """When what is trained on: the document of each episode, and M steps in each."""
 
     schedule: NDArray[np.int32]  # (episodes,)
-    documents: int  # T, episodes of an epoch
+    documents: int  # T
     steps: int  # M
+    per_epoch: int  # episodes of an epoch: T, unless the schedule says otherwise
 
     @property
     def episodes(self) -> int:
@@ -80,12 +81,12 @@ class Timeline:
                 + ("" if time == EPISODE else "'step', '5 steps', ")
                 + "'episode', '5 episodes', 'epoch' or '2 epochs'"
             )
-        T, M = self.documents, self.steps
+        each, M = self.per_epoch, self.steps
         if time == STEP:
             return np.arange(
-                0, self.total, count * {"step": 1, "episode": M, "epoch": M * T}[match[2]]
+                0, self.total, count * {"step": 1, "episode": M, "epoch": M * each}[match[2]]
             )
-        return np.arange(0, self.episodes + 1, count * {"episode": 1, "epoch": T}[match[2]])
+        return np.arange(0, self.episodes + 1, count * {"episode": 1, "epoch": each}[match[2]])
 
     def labels(
         self, time: str, values: NDArray[np.integer], taken: frozenset[str] = frozenset()
@@ -94,12 +95,12 @@ class Timeline:
         trained on, episode, epoch, and the place within. -1 (epoch 0) before any training. `taken`
         are names of the same dataset: `document` becomes `trained_on` beside one of that name,
         `episode` `in_episode`; others are left out."""
-        T = self.documents
+        each = self.per_epoch
         if time == STEP:
             episode, within = values // self.steps, values % self.steps
             place = "step within its episode; first is 0"
         else:
-            episode, within = values - 1, (values - 1) % T
+            episode, within = values - 1, (values - 1) % each
             place = "place of the last episode within its epoch; first is 0"
         before = episode < 0
         order = np.append(self.schedule, -1)
@@ -114,7 +115,7 @@ class Timeline:
                 "episode, from the start of the run; first is 0",
             ),
             "epoch": (
-                np.where(before, 0, episode // T + 1),
+                np.where(before, 0, episode // each + 1),
                 "pass over the documents; first is 1",
             ),
             "within": (np.where(before, -1, within), place),

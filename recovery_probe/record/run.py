@@ -121,7 +121,9 @@ class Run:
     @property
     def timeline(self) -> Timeline:
         """When what is trained on."""
-        return Timeline(self.schedule.values, self.config.documents.count, self.config.steps)
+        T = self.config.documents.count
+        per_epoch = int(self.record.attrs.get("episodes_per_epoch", T))
+        return Timeline(self.schedule.values, T, self.config.steps, per_epoch)
 
     @property
     def episodes_done(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from recovery_probe import plugins
+from recovery_probe.settings import Optimizer
 
 
 def summary(run: Any) -> dict[str, str]:
@@ -28,7 +29,7 @@ def summary(run: Any) -> dict[str, str]:
         "schedule": f"{described(c.schedule.kind, c.schedule.own)}, {c.epochs} epochs, "
         f"{c.steps} steps per episode",
         "optimizer": described(c.optimizer.name, c.optimizer.own)
-        + (", state reset each episode" if c.optimizer.reset else ""),
+        + "".join(f", {said}" for said in _rate_and_state(c.optimizer)),
         "interventions": "; ".join(
             described(n, c.tables.get(plugins.key_of(n), {})) for n in c.interventions
         )
@@ -48,6 +49,15 @@ def _went_on(provenance: Mapping[str, Any]) -> dict[str, str]:
         off = f" (losses differ from before by up to {differs['by']:.2g} nats)" if differs else ""
         said.append(f"after {entry['after']} episodes{off}")
     return {"went on": "; ".join(said)} if said else {}
+
+
+def _rate_and_state(optimizer: Optimizer) -> list[str]:
+    said = {
+        "lr shared by the steps of an episode": optimizer.per == "episode",
+        "cosine to 0": optimizer.decay == "cosine",
+        f"state reset each {optimizer.reset}": optimizer.reset != "never",
+    }
+    return [words for words, so in said.items() if so]
 
 
 def html(run: Any) -> str:

@@ -7,7 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
@@ -51,7 +51,16 @@ class Checkpoints(Recorder):
         store.flush_since(self.path / "record.zarr", self.flushed)
         self.flushed = now
         self.training.save()
-        there = checkpoints(self.path)
+        self._remove_old()
+
+    def finish(self) -> dict[str, Any]:
+        self._remove_old()  # what was left by a process that was killed before it came to that
+        return {}
+
+    def _remove_old(self) -> None:
+        """Keep the latest, as many as are asked for; one that a stopped run left is no more needed
+        once another follows. Later ones than this are of a run that goes on from before."""
+        there = [done for done in checkpoints(self.path) if done <= self.training.done]
         passing = {done for done in there[:-1] if done not in self.due}
         old = set(there[: -self.keep]) if self.keep else set()
         for done in passing | old:

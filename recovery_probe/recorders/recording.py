@@ -259,7 +259,7 @@ class Recording:
 
     def before_step(self, step: Step) -> None:
         timeline = self.training.timeline
-        self._put_seal(step.index % (timeline.documents * timeline.steps) == 0)
+        self._put_seal(step.index % (timeline.per_epoch * timeline.steps) == 0)
         self._each("before_step", STEP, step.index, step)
 
     def after_backward(self, step: Step) -> None:
@@ -277,7 +277,7 @@ class Recording:
 
     def after_episode(self, done: int) -> None:
         token_losses = torch.cat(self.token_losses)
-        self._put_seal(done % self.training.timeline.documents == 0)
+        self._put_seal(done % self.training.timeline.per_epoch == 0)
         self.episode = Episode(done, self.training.model, token_losses)
         self._each("after_episode", EPISODE, done, self.episode)
         self._put_seal(False)

@@ -43,7 +43,7 @@ class WeightDeltas(Recorder):
     def start(self, training: Training) -> Layout:
         self.training, timeline = training, training.timeline
         self.parameters, self.sketches = training.model.parameters, training.sketches
-        self.epoch = timeline.documents * timeline.steps
+        self.epoch = timeline.per_epoch * timeline.steps
         first = timeline.due(self.every, STEP)
         self.period = int(first[1]) if len(first) > 1 else timeline.total + 1
         self.first, self.last = set(first.tolist()), {*(first[1:] - 1).tolist(), timeline.total - 1}

@@ -22,6 +22,33 @@ class Schedule(Plugin):
         stream for schedules."""
         raise NotImplementedError
 
+    def per_epoch(self, documents: int, epochs: int) -> int:
+        """Episodes of an epoch: after which documents come back, where they do. What is due by the
+        epoch, and what is labelled by it, asks this."""
+        return documents
+
+
+def check_epoch(after: int, epochs: int) -> None:
+    """Raise `InputError` unless something comes before and after that many epochs."""
+    if not 1 <= after < epochs:
+        raise InputError(
+            f"schedule.after = {after}: expected 1 to {epochs - 1}, of the {epochs} epochs"
+        )
+
+
+def fresh_ones(
+    setting: str, fixed: int, new: int, documents: int, epochs: int
+) -> NDArray[np.integer]:
+    """(epochs, new): documents that come once, those after the `fixed` first. Raises `InputError`
+    where `documents` are not as many as it takes. `setting`: what `new` is called."""
+    wanted = fixed + new * epochs
+    if documents != wanted:
+        raise InputError(
+            f"documents.count = {documents}: {fixed} that come every epoch and {new} new ones "
+            f"({setting}) in each of {epochs} epochs are {wanted}"
+        )
+    return np.arange(fixed, wanted).reshape(epochs, new)
+
 
 def document_of_episode(
     schedule: Schedule, documents: int, epochs: int, rng: np.random.Generator

@@ -124,7 +124,7 @@ def _write(
     overwrite: bool,
     started: float,
 ) -> None:
-    timeline = Timeline(drawn.schedule, made.documents, made.steps)
+    timeline = Timeline(drawn.schedule, made.documents, made.steps, made.documents)
     count = made.documents + made.held_out
     own = {n: value for n, value in plugins.settings_of(made).items() if n != "seed"}
     about = f"{made.name} (seed {made.seed}, {', '.join(plugins.in_words(own))})"

@@ -11,19 +11,21 @@ from recovery_probe.stats.inference import Floats, Ints, bootstrap_interval
 from recovery_probe.stats.scores import MIN_FORGETTING, Schedule, turns
 
 
-def by_age(losses: Floats, schedule: Schedule, documents: int) -> tuple[Floats, Floats]:
-    """Of T documents' n-th waits: (waits, T, T) losses at the ages 1 … T, and (waits, T), the
-    episode on the document that came before. NaN of what is no case: a wait that is shorter, that
-    does not end, or whose end is not reached. In a cycle every wait is a case, and age T is right
-    before the next episode on the document."""
-    each = turns(schedule, documents)
+def by_age(
+    losses: Floats, schedule: Schedule, documents: int, cycle: int | None = None
+) -> tuple[Floats, Floats]:
+    """Of T documents' n-th waits: (waits, T, ages) losses at the ages 1 … `cycle`, T when not
+    given, and (waits, T), the episode on the document that came before. NaN of what is no case: a
+    wait that is shorter, that does not end, or whose end is not reached. In a cycle every wait is a
+    case, and the last age is right before the next episode on the document."""
+    each, cycle = turns(schedule, documents), cycle or documents
     waits = max(0, max(map(len, each)) - 1)
-    curves = np.full((waits, documents, documents), np.nan)
+    curves = np.full((waits, documents, cycle), np.nan)
     begins = np.full((waits, documents), np.nan)
     for document, episodes in enumerate(each):
         for n, (this, following) in enumerate(itertools.pairwise(episodes)):
-            ages = losses[this + 1 : this + documents + 1, document]
-            if following - this >= documents == len(ages) and np.isfinite(ages).all():
+            ages = losses[this + 1 : this + cycle + 1, document]
+            if following - this >= cycle == len(ages) and np.isfinite(ages).all():
                 curves[n, document], begins[n, document] = ages, this
     return curves, begins
 
@@ -31,17 +33,17 @@ def by_age(losses: Floats, schedule: Schedule, documents: int) -> tuple[Floats, 
 def at_times(curves: Floats, begins: Floats, when: Floats) -> Floats:
     """(waits, T, ages): a run's curves by age as they would be had the waits begun at other
     episodes, `when` (waits, T): on the straight line through the document's two cases nearest in
-    time. NaN without two, and more than T episodes before the first or after the last.
+    time. NaN without two, and more than a wait before the first or after the last.
 
     Waits of T episodes or more begin early in a shuffled epoch, T/6 episodes before those of a
     cycle: a loss that falls with training would be called a gain of the cycle.
     """
-    documents = begins.shape[1]
-    moved = np.full((*when.shape, curves.shape[-1]), np.nan)
+    cycle = curves.shape[-1]
+    moved = np.full((*when.shape, cycle), np.nan)
     for n, document in zip(*np.nonzero(np.isfinite(when)), strict=True):
         cases, time = np.flatnonzero(np.isfinite(begins[:, document])), when[n, document]
         known, own = begins[cases, document], curves[cases, document]
-        if len(cases) < 2 or not known[0] - documents < time < known[-1] + documents:
+        if len(cases) < 2 or not known[0] - cycle < time < known[-1] + cycle:
             continue
         i = np.clip(np.searchsorted(known, time), 1, len(cases) - 1)
         share = (time - known[i - 1]) / (known[i] - known[i - 1])

@@ -120,6 +120,22 @@ def later_online(run: Run) -> float:
     return float(first[again].mean()) if again.any() else float("nan")
 
 
+def same_weights(runs: Sequence[Run]) -> list[str]:
+    """Of revisions of a model that hold the same weights, which they are: a warning for each. (86
+    of 154 step branches of a Pythia hold its last.)"""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for run in runs:
+        model, weights = run.config.model, run.provenance.get("weights")
+        if weights and model.source != "random" and model.weights == "own":
+            found.setdefault((model.source, weights), {})[model.revision] = None
+    return [
+        f"{source}: the revisions {', '.join(revisions)} hold the same weights: they are one "
+        "point, not several"
+        for (source, _), revisions in found.items()
+        if len(revisions) > 1
+    ]
+
+
 def as_csv(dataset: xr.Dataset) -> str:
     """A row for each point and seed, a column for each quantity, those of controls by their
     names."""

@@ -15,7 +15,16 @@ from recovery_probe.analyze import plots, report
 from recovery_probe.record import store
 from recovery_probe.record.folder import is_run
 from recovery_probe.record.run import open_run
-from recovery_probe.sweep.compare import DRAWN, OF_PAIR, OF_RUN, along, as_csv, directions, numbers
+from recovery_probe.sweep.compare import (
+    DRAWN,
+    OF_PAIR,
+    OF_RUN,
+    along,
+    as_csv,
+    directions,
+    numbers,
+    same_weights,
+)
 from recovery_probe.sweep.spec import Axis, Job, Sweep
 
 if TYPE_CHECKING:
@@ -28,6 +37,8 @@ def write(spec: Sweep, jobs: Sequence[Job], messages: Mapping[Path, str], out: P
     dataset = numbers(spec, jobs)
     verdicts = [verdict for axis in spec.axes for verdict in directions(dataset, spec, axis)]
     dataset.attrs["verdicts"] = [verdict.text for verdict in verdicts]
+    there = [open_run(job.path) for job in jobs if is_run(job.path)]
+    dataset.attrs["warnings"] = same_weights(there)
     shutil.rmtree(out / "sweep.zarr", ignore_errors=True)
     store.write_zarr(dataset, out / "sweep.zarr")
     store.write_text(out / "sweep.csv", as_csv(dataset))
@@ -39,6 +50,7 @@ def write(spec: Sweep, jobs: Sequence[Job], messages: Mapping[Path, str], out: P
         "sweep.html.jinja",
         title=f"Sweep {spec.name}",
         about=spec.about,
+        warnings=dataset.attrs["warnings"],
         axes=[
             {
                 "name": axis.name,

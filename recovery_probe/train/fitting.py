@@ -187,6 +187,7 @@ def _fit(
     facts |= {
         "device": device_name(training.model.device),
         "threads": torch.get_num_threads(),
+        "weights": training.model.digest(),
         "parameters": sum(p.numel() for p in training.model.parameters.values()),
         "hooks": [str(recorder) for recorder in extra],
         "documents_left_out": documents.left_out,

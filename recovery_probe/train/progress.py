@@ -22,7 +22,7 @@ class Progress:
     def __init__(
         self, label: str, timeline: Timeline, done: int = 0, stop: int | None = None
     ) -> None:
-        self.label, self.per_epoch = label, timeline.documents
+        self.label, self.timeline = label, timeline
         self.episodes = timeline.episodes if stop is None else stop
         self.started = self.spoke = time.monotonic()
         self.done_before = done
@@ -44,14 +44,14 @@ class Progress:
     def tell(self, training: Training) -> None:
         """After an episode: mean loss of the trained documents (nats) and their latest recovery,
         once an epoch, and on a plain terminal when nothing was said for a while."""
-        done, T = training.done, self.per_epoch
+        done, T, each = training.done, self.timeline.documents, self.timeline.per_epoch
         if self.bar is not None:
             self.bar.update(done - self.bar.n)
         late = self.bar is None and time.monotonic() - self.spoke > QUIET
-        if done % T and not late and done < self.episodes:
+        if done % each and not late and done < self.episodes:
             return
         loss = float(training.rows[done, :T].mean())
-        start = max(0, done - RECENT * T)
+        start = max(0, done - RECENT * each)
         schedule = training.timeline.schedule[start:done]
         recovery = stats.recovery_so_far(training.rows[start : done + 1, :T], schedule)
         score = "none yet" if np.isnan(recovery) else f"{recovery:.2f}"
@@ -60,9 +60,9 @@ class Progress:
             return
         self.spoke = time.monotonic()
         left = (self.spoke - self.started) / (done - self.done_before) * (self.episodes - done)
-        within = f" and {done % T} documents" if done % T else ""
+        within = f" and {done % each} documents" if done % each else ""
         print(
-            f"{self.label}: epoch {done // T}{within} of {-(-self.episodes // T)}, "
+            f"{self.label}: epoch {done // each}{within} of {-(-self.episodes // each)}, "
             f"loss {loss:.3f}, recovery {score}, {left:.0f} s left",
             file=sys.stderr,
             flush=True,

@@ -86,7 +86,9 @@ def ours(training: rp.Training, folder: Path) -> Prepare:
 
     def prepare(plan: list[int]) -> Callable[[], None]:
         schedule = np.array(plan, dtype=np.int32)
-        timeline = Timeline(schedule, settings.documents.count, settings.steps)
+        timeline = Timeline(
+            schedule, settings.documents.count, settings.steps, settings.documents.count
+        )
         rows = np.full((len(plan) + 1, len(documents)), np.nan)
         fresh = replace(training, timeline=timeline, rows=rows)
         interventions = Interventions([], fresh)
