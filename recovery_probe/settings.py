@@ -82,6 +82,17 @@ class Documents(Chosen):
     min_tokens: Annotated[int, Ge(2)] = 2
     # read at most this many documents of the source, from its start; at least 2
     pool: Annotated[int, Ge(2), Le(10**9)] = 1000
+    # masked: a step has C positions, those past a document's end out of the loss; none: a step has
+    # the document's own alone. The same loss, up to rounding
+    padding: Literal["masked", "none"] = "masked"
+    # w: each step has C of 2C tokens, at C/2 and up to w from there, drawn at every step;
+    # evaluations have those at C/2
+    window: Literal["none"] | Annotated[int, Ge(0)] = "none"
+    # puts the same T documents in other places, by this number; 0: as they were drawn
+    permute: Annotated[int, Ge(0)] = 0
+    # share of its tokens that each of the T has from the next, the last from the first: neighbours
+    # alike in the data
+    overlap: Annotated[float, Ge(0), Lt(1)] = 0.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recovery_probe import config, documents, models, packing, stats
-from recovery_probe.documents import Documents
+from recovery_probe.documents import Documents, arrange
 from recovery_probe.errors import InputError, Missing
 from recovery_probe.models import Model
 from recovery_probe.moments import Step
@@ -242,11 +242,26 @@ class Training:
             self.fresh_optimizer()
         inputs = self.batch(slice(document, document + 1))
         length = int(self.documents.lengths[document])
+        each = list(self._shown_of(inputs, length, purpose))
         self.model.train()
         for m in range(self.settings.steps):
             index = episode * self.settings.steps + m
             self._set_rate(index)
-            yield Step(index, episode, document, inputs, length, self.model)
+            yield Step(index, episode, document, each[m], length, self.model)
+
+    def _shown_of(
+        self, inputs: dict[str, Tensor], length: int, purpose: str
+    ) -> Iterator[dict[str, Tensor]]:
+        """A document's inputs at each of M steps: cut to its tokens, or a window onto more."""
+        part, steps = self.settings.documents, self.settings.steps
+        if part.window == "none":
+            if part.padding == "none":
+                inputs = {name: values[:, :length] for name, values in inputs.items()}
+            yield from [inputs] * steps
+            return
+        rng = generator(self.settings.seed.order, f"window, {purpose}")
+        for start in arrange.offsets(part.tokens, part.window, steps, rng):
+            yield arrange.cut(inputs, start, part.tokens)
 
     def _set_rate(self, step: int) -> None:
         """The learning rate of a step, from its index alone: lr, or lr / M, times
@@ -344,7 +359,8 @@ def _recorded(run: Run) -> Documents:
 
 def _check_tokens(documents: Documents, model: Model, settings: Settings) -> None:
     """Raise `InputError` for a token that the network has no embedding of."""
-    tokens, known = documents.inputs.get("tokens"), model.vocabulary
+    tokens = documents.inputs.get("around", documents.inputs.get("tokens"))
+    known = model.vocabulary
     if tokens is not None and tokens.max() >= known:
         raise InputError(
             f"documents.source = {settings.documents.source!r}: token {tokens.max()}, and the "

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recovery_probe import config
+from recovery_probe.documents import arrange
 from recovery_probe.documents.copies import Copies
 from recovery_probe.documents.source import Source, Text, Tokens
 from recovery_probe.errors import InputError
@@ -27,7 +28,8 @@ class Documents:
     out."""
 
     # Name -> (T + H, …), what the model's losses take. Of text: `tokens` (document, position),
-    # padded on the right with token 0, and `mask` (document, position), where it is real.
+    # padded on the right with token 0, and `mask` (document, position), where it is real; with a
+    # window `around` (document, 2C) too, of which `tokens` are the middle.
     inputs: dict[str, NDArray[Any]]
     names: tuple[str, ...]  # T + H
     texts: tuple[str, ...]  # T + H; empty for a document that has none
@@ -70,6 +72,7 @@ def load(settings: Settings, tokenize: Callable[[str], list[int]]) -> Documents:
     """
     part = settings.documents
     T, C, need = part.count, part.tokens, part.count + part.held_out
+    wide, least = arrange.sizes(part)
     source, address = config.made(settings, "documents"), config.chosen(settings, "documents")[1]
     pool = list(itertools.islice(_read(source, address), part.pool))
     chosen: list[tuple[Text | Tokens, list[int]]] = []
@@ -78,23 +81,32 @@ def load(settings: Settings, tokenize: Callable[[str], list[int]]) -> Documents:
     for i in generator(settings.seed.documents, "documents").permutation(len(pool)):
         if len(chosen) == need:
             break
-        ids = first_tokens(pool[i], tokenize, max(C, part.min_tokens))
-        flaw = "too_short" if len(ids) < part.min_tokens else copies.kind(ids[:C])
+        ids = first_tokens(pool[i], tokenize, max(wide, least))
+        flaw = "too_short" if len(ids) < least else copies.kind(ids[:wide])
         if flaw:
             left_out[flaw] += 1
         else:
-            chosen.append((pool[i], ids[:C]))
-            copies.add(ids[:C])
+            chosen.append((pool[i], ids[:wide]))
+            copies.add(ids[:wide])
     if len(chosen) < need:
-        raise InputError(_too_few(settings, len(pool), len(chosen), left_out))
-    tokens = np.zeros((need, C), dtype=np.int64)
+        raise InputError(_too_few(settings, len(pool), len(chosen), left_out, least))
+    chosen = [chosen[i] for i in arrange.places(T, need, part.permute)]
+    names = [document.name for document, _ in chosen]
+    texts = [getattr(document, "text", "") for document, _ in chosen]
+    tokens = np.zeros((need, wide), dtype=np.int64)
     for row, (_, ids) in zip(tokens, chosen, strict=True):
         row[: len(ids)] = ids
     lengths = np.array([len(ids) for _, ids in chosen])
+    inputs = {}
+    if part.window != "none":
+        inputs["around"], tokens, lengths = tokens, arrange.middle(tokens), lengths - C
+    if part.overlap:
+        tokens[:T], names[:T] = arrange.ring(tokens[:T], names[:T], part.overlap)
+        texts[:T] = [""] * T
     return Documents(
-        inputs={"tokens": tokens, "mask": np.arange(C) < lengths[:, None]},
-        names=tuple(document.name for document, _ in chosen),
-        texts=tuple(getattr(document, "text", "") for document, _ in chosen),
+        inputs={"tokens": tokens, "mask": np.arange(C) < lengths[:, None], **inputs},
+        names=tuple(names),
+        texts=tuple(texts),
         trained=T,
         left_out=left_out,
     )
@@ -145,17 +157,20 @@ def first_tokens(
         length *= 4
 
 
-def _too_few(settings: Settings, read: int, will_do: int, left_out: dict[str, int]) -> str:
+def _too_few(
+    settings: Settings, read: int, will_do: int, left_out: dict[str, int], least: int
+) -> str:
     part = settings.documents
     all_read = read < part.pool  # otherwise the source may hold more
     flaws = {
-        f"are shorter than {part.min_tokens} tokens": left_out["too_short"],
+        f"are shorter than {least} tokens": left_out["too_short"],
         "are copies of another": left_out["duplicates"],
         "are nearly copies of another": left_out["near_duplicates"],
     }
     reasons = ", ".join(f"{count} {what}" for what, count in flaws.items() if count)
     mends = ["ask for fewer"]
-    mends += ["lower documents.min_tokens"] if left_out["too_short"] else []
+    shorter = "lower documents." + ("min_tokens" if least == part.min_tokens else "tokens")
+    mends += [shorter] if left_out["too_short"] else []
     mends += [] if all_read else ["raise documents.pool"]
     return (
         f"documents.count = {part.count} and documents.held_out = {part.held_out} need "

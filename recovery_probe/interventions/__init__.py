@@ -4,7 +4,7 @@ Named in the settings, it stands in `config.toml` with its own settings, which s
 At each moment interventions act before recorders watch, in the order in which they are named:
 
     start(training) -> edits     before_step(step)     inputs(step, inputs) -> inputs
-    gradients(step)              weights(step)
+    labels(step, inputs) -> inputs     gradients(step)     weights(step)
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class Intervention(Plugin):
     def inputs(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the network is given at a step, instead of `inputs` (name -> (1, …)); the loss is
         of the document as it is."""
+        return inputs
+
+    def labels(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The document that the loss of a step is of, instead of `inputs` (name -> (1, …)): of
+        text, `tokens` are what should come at each position."""
         return inputs
 
     def gradients(self, step: Step) -> None:

@@ -99,16 +99,26 @@ class Interventions:
         self._each("before_step", step)
 
     def shown(self, step: Step) -> dict[str, Any]:
-        """What the network is given at a step. Each gets copies, which it may change in place."""
+        """What the network is given at a step."""
+        return self._changed("inputs", step)
+
+    def wanted(self, step: Step) -> dict[str, Any]:
+        """The document that the loss of a step is of."""
+        return self._changed("labels", step)
+
+    def _changed(self, moment: str, step: Step) -> dict[str, Any]:
+        """The inputs of a step, as each makes them of the one before. Each gets copies, which it
+        may change in place."""
         inputs = step.inputs
         for intervention in self.all:
-            if type(intervention).inputs is Intervention.inputs:
+            if getattr(type(intervention), moment) is getattr(Intervention, moment):
                 continue
             with _failures(intervention, step):
-                changed = intervention.inputs(step, {n: t.clone() for n, t in inputs.items()})
+                copies = {n: t.clone() for n, t in inputs.items()}
+                changed = getattr(intervention, moment)(step, copies)
             if _shapes(changed) != _shapes(inputs):
                 raise HookError(
-                    f"intervention {intervention.name} gave inputs of {_shapes(changed)} in "
+                    f"intervention {intervention.name} gave {moment} of {_shapes(changed)} in "
                     f"{_when(step)}, for {_shapes(inputs)}"
                 )
             inputs = changed

@@ -20,6 +20,7 @@ from recovery_probe.settings import Settings
 INPUTS = {
     "tokens": "token ids; 0 past a document's length",
     "mask": "where a document is real",
+    "around": "token ids, of which a step has as many as a document, drawn anew",
 }
 
 

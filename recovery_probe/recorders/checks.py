@@ -16,6 +16,7 @@ from recovery_probe.errors import HookError, InputError
 from recovery_probe.record.layout import EPISODE, STEP, TRAINING, Array
 from recovery_probe.record.run import Run
 from recovery_probe.recorders import Layout, Recorder
+from recovery_probe.training import Training
 
 # What a run holds itself: an attribute of it could not be a recorder's group. (The recorder of
 # checkpoints writes files, and the attribute tells of them.)
@@ -103,6 +104,19 @@ def misfit(value: Any, array: Array) -> str:
         dtype = value.dtype if isinstance(value, Tensor) else np.asarray(value).dtype
         return f"as {dtype}; its layout says as {array.dtype}"
     return ""
+
+
+def check_positions(name: str, layout: Layout, training: Training) -> None:
+    """Raise `InputError` for rows of positions where steps have more or fewer of them."""
+    uneven = len(set(training.documents.lengths[: training.timeline.documents].tolist())) > 1
+    if training.settings.documents.padding == "masked" or not uneven:
+        return
+    for array, about in layout.arrays.items():
+        if about.time == STEP and {"position", "query", "key"} & set(about.dims):
+            raise InputError(
+                f"recorder {name}: a row of {array} has all positions, and steps have as many as "
+                "their documents (documents.padding = none): use documents.padding masked"
+            )
 
 
 def fitted(rows: NDArray[Any], array: Array) -> NDArray[Any] | None:

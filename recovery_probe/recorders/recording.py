@@ -31,6 +31,7 @@ from recovery_probe.recorders.checks import (
     Seal,
     check_layout,
     check_names,
+    check_positions,
     fitted,
     misfit,
     untouched,
@@ -54,6 +55,7 @@ class _AtWork:
                 f"{reason(error)}; leave it out: --no-record {self.name}"
             ) from error
         check_layout(self.name, self.layout)
+        check_positions(self.name, self.layout, training)
         every = {STEP: "step", EPISODE: "episode", **self.layout.every}
         timeline = training.timeline
         self.due = {d: timeline.due(every[d], d) for d in (STEP, EPISODE)}

@@ -36,7 +36,7 @@ def train(
             recording.before_step(step)
             training.optimizer.zero_grad()
             with training.passes(step):
-                (loss,) = model.losses(step.inputs, interventions.shown(step))  # one document
+                (loss,) = model.losses(interventions.wanted(step), interventions.shown(step))
                 loss.backward()
             interventions.gradients(step)
             recording.after_backward(step)
