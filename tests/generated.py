@@ -35,10 +35,11 @@ ADAM = {
     "betas": some([0.9, 0.999], [0.0, 0.5]),
     "eps": some(1e-8, 1e-3),
     "weight_decay": DECAY,
+    "amsgrad": st.booleans(),
 }
 # Those that every configuration has: few and small.
 ALWAYS: dict[str, st.SearchStrategy[Any]] = {
-    "epochs": st.just(1),
+    "epochs": some(1, 1, 2),
     "steps": st.integers(1, 3),
     "documents.source": some("python-topics", "DOCUMENTS.jsonl", "DOCUMENTS.txt"),
     "documents.count": st.integers(2, 4),
@@ -49,7 +50,10 @@ ALWAYS: dict[str, st.SearchStrategy[Any]] = {
     "model.heads": some(1, 2, 4),
     "model.vocabulary": st.integers(257, 300),
     "optimizer.name": some("sgd", "adam", "adamw"),
-    "schedule.kind": some("cyclic", "shuffled"),
+    "schedule.kind": some(
+        *("cyclic", "cyclic", "shuffled", "partial", "reversed", "palindrome", "interleaved"),
+        *("block", "yoked", "fresh", "switch_at", "reverse_at", "gap", "omit"),
+    ),
     "recorders": st.lists(
         some(
             *("token_losses", "residual_stream", "gradients", "weight_deltas"),
@@ -58,7 +62,9 @@ ALWAYS: dict[str, st.SearchStrategy[Any]] = {
         unique=True,
     ),
     "interventions": st.just([])
-    | st.lists(some("mask", "freeze", "project", "edit"), unique=True, max_size=2),
+    | st.lists(
+        some("mask", "shuffle_labels", "freeze", "project", "edit"), unique=True, max_size=2
+    ),
 }
 SOMETIMES: dict[str, st.SearchStrategy[Any]] = {
     "seed": SEED,
@@ -68,6 +74,10 @@ SOMETIMES: dict[str, st.SearchStrategy[Any]] = {
     "sketch": some(1, 5, 300),
     "documents.min_tokens": some(2, 2, 16, 100),
     "documents.pool": some(2, 20, 20, 10**9),
+    "documents.padding": some("masked", "none"),
+    "documents.window": some("none", 0, 1, 30),
+    "documents.permute": some(0, 1, 10**6),
+    "documents.overlap": some(0.0, 0.3, 0.9),
     "model.architecture": some(
         *("gpt_neox", "gpt_neox", "llama", "gpt2", "opt", "qwen3", "gemma2", "bloom", "phi3"),
         *("mixtral", "gptj", "mamba", "bert"),
@@ -92,6 +102,15 @@ SOMETIMES: dict[str, st.SearchStrategy[Any]] = {
 OWN: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "DOCUMENTS.jsonl": {"field": some("text", "text", "text", "title")},
     "shuffled": {"keep_first": st.booleans()},
+    "partial": {"first": some(0, 1, 5), "last": some(-1, 1, 2)},
+    "interleaved": {"inner": some(1, 2, 9)},
+    "block": {"size": some(1, 2, 9)},
+    "yoked": {"kept": some(1, 2, 9), "slots": some(0, 0, 2, 3)},
+    "fresh": {"fixed": some(1, 2), "new": some(1, 2), "shuffled": st.booleans()},
+    "switch_at": {"after": some(1, 2)},
+    "reverse_at": {"after": some(1, 2)},
+    "gap": {"after": some(1, 2), "size": some(1, 2)},
+    "omit": {"after": some(1, 2), "documents": st.lists(st.integers(0, 4), max_size=2)},
     "sgd": {
         "lr": RATE,
         "momentum": some(0.0, 0.9),

@@ -64,7 +64,7 @@ def fails(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
     ("words", "said"),
     [
         ("quikstart", "did you mean 'quickstart'"),
-        ("--epochs 3", "needs a preset (paper, quickstart)"),
+        ("--epochs 3", "needs a preset (paper, quickstart, smollm2)"),
         ("quickstart extra", "unexpected argument 'extra'"),
         ("quickstart --optimizer.lrr 3", "--optimizer.lrr; did you mean 'optimizer.lr'"),
         ("quickstart --epoch 3", "--epoch; did you mean 'epochs'"),

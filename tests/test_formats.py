@@ -14,6 +14,7 @@ import torch
 import zarr
 
 import recovery_probe as rp
+from recovery_probe import config
 from recovery_probe.analyze import analyze
 from recovery_probe.record.verify import verify
 
@@ -88,3 +89,16 @@ def test_a_later_format_is_refused_by_name(stored: Path) -> None:
     record.attrs["format"] = 99
     with pytest.raises(rp.InputError, match="is of format 99, and this version reads up to 1"):
         rp.open_run(stored / "cyclic")
+
+
+def test_settings_that_have_come_since_are_as_they_were(stored: Path) -> None:
+    """The same settings, read today, are the same run."""
+    path = stored / "cyclic"
+    today = config.load(path / "config.toml")
+    assert (today.optimizer.reset, today.optimizer.decay, today.optimizer.nesterov) == (
+        *("never", "none"),
+        False,
+    )
+    assert rp.fit(today, path, resume=True).status == "complete"
+    longer = rp.changed(today, epochs=3)
+    assert rp.fit(longer, path, resume=True).episodes_done == 9

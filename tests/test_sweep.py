@@ -125,6 +125,11 @@ def test_names_are_known(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert "workers = 0" in refused(
         capsys, ["sweep", "depth-laptop", "--engine", "processes", "--workers", "0"]
     )
+    assert "no sbatch here" in refused(capsys, ["sweep", "depth-laptop", "--engine", "slurm"])
+    wrong = ["--engine", "slurm", "--cluster", "debug", "--slurm", "timeout=3"]
+    assert "--slurm: " in refused(
+        capsys, ["sweep", "depth-laptop", "--out", str(tmp_path / "out"), *wrong]
+    )
 
 
 # Training

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -150,23 +151,29 @@ def slurm(
         raise InputError(
             "--engine slurm: submitit is not installed: pip install 'recovery_probe[slurm]'"
         )
-    return lambda: OnSlurm(folder, {"slurm_array_parallelism": cap, **parameters}, cluster)
+    if cluster is None and shutil.which("sbatch") is None:  # submitit would take this machine
+        raise InputError(
+            "--engine slurm: no sbatch here: run it where jobs are submitted, or with --cluster "
+            "local or debug"
+        )
+    import submitit
+
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    try:
+        executor.update_parameters(**{"slurm_array_parallelism": cap, **parameters})
+    except (NameError, TypeError, ValueError) as error:
+        raise InputError(f"--slurm: {' '.join(str(error).split())}") from None
+    return lambda: OnSlurm(executor)
 
 
 class OnSlurm(Executor):
     """submitit's executor behind the standard interface. What is submitted within a moment becomes
     one array."""
 
-    MOMENT, POLL = 0.5, 1.0  # seconds
+    MOMENT = 0.5  # seconds
 
-    def __init__(self, folder: Path, parameters: Mapping[str, Any], cluster: str | None) -> None:
-        import submitit
-
-        self.executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        try:
-            self.executor.update_parameters(**parameters)
-        except (NameError, TypeError, ValueError) as error:
-            raise InputError(f"--slurm: {error}") from None
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
         self.waiting: list[tuple[Future[Any], tuple[Any, ...]]] = []
         self.jobs: list[tuple[Future[Any], Any]] = []
         self.lock, self.over = threading.Lock(), threading.Event()

@@ -135,7 +135,7 @@ def draw(dataset: xr.Dataset, spec: Sweep, axis: Axis) -> Figure:
             plots.zero(axes)
         units = OF_PAIR[name][0] if name in OF_PAIR else OF_RUN[name][0]
         axes.set(xlabel=axis.name, ylabel=f"{name} ({units})")
-        axes.legend()
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
     return fig
 
 

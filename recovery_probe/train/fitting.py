@@ -210,7 +210,8 @@ def check_same(point: Point, hooks: list[str]) -> None:
     """Raise `InputError` unless the run that is there is the one that is planned, or fewer epochs
     of it."""
     run = open_run(point.path)
-    differing = config.differences(run.config, point.settings, roles=("numbers", "watch"))
+    there = config.resolved(run.config)  # with settings that have come since, as they were then
+    differing = config.differences(there, point.settings, roles=("numbers", "watch"))
     if point.settings.epochs > run.config.epochs:
         differing.pop("epochs", None)
     if run.provenance.get("hooks", []) != hooks:
