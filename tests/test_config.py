@@ -197,6 +197,13 @@ def test_a_plug_ins_settings_may_come_with_it() -> None:
     assert rp.changed(both, **{"optimizer.reset": "episode"}).optimizer.lr == 0.01
 
 
+@pytest.mark.parametrize(("before", "now"), [("true", "episode"), ("false", "never")])
+def test_a_reset_of_before_is_read(before: str, now: str, tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text(f"[optimizer]\nname = 'adam'\nreset = {before}\n")
+    assert config.load(tmp_path / "old.toml").optimizer.reset == now
+    assert config.read(tmp_path / "old.toml").optimizer.reset == now
+
+
 def test_tables_of_what_is_not_named_are_checked_and_left_out() -> None:
     settings = rp.preset("quickstart", recorders=["gradients"], weight_deltas={"every": "epoch"})
     assert list(settings.tables) == ["gradients"]

@@ -14,6 +14,7 @@ import torch
 import zarr
 
 import recovery_probe as rp
+from recovery_probe import config
 from recovery_probe.analyze import analyze
 from recovery_probe.record.verify import verify
 
@@ -63,6 +64,17 @@ def test_format_1_is_read(stored: Path) -> None:
     for each in (run, control):
         each.check()
         assert verify(each.path) == []
+
+
+def test_format_1_goes_on(stored: Path) -> None:
+    """As its settings were then, which have others beside them now, and a `reset` of other words."""
+    run = rp.open_run(stored / "cyclic")
+    assert "reset = false" in (run.path / "config.toml").read_text()
+    assert run.config.optimizer.reset == "never"
+    assert config.check(run.config) == run.config
+    longer = rp.fit(rp.changed(run.config, epochs=3), run.path, resume=True)
+    assert (longer.status, longer.episodes_done) == ("complete", 9)
+    assert longer.losses[:7].values.tolist() == EXPECTED["cyclic"]["losses"]
 
 
 def test_format_1_is_analysed(stored: Path) -> None:
