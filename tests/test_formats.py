@@ -67,7 +67,7 @@ def test_format_1_is_read(stored: Path) -> None:
 
 
 def test_format_1_goes_on(stored: Path) -> None:
-    """As its settings were then, which have others beside them now, and a `reset` of other words."""
+    """Its settings have others beside them now, and `reset` is no bool any more."""
     run = rp.open_run(stored / "cyclic")
     assert "reset = false" in (run.path / "config.toml").read_text()
     assert run.config.optimizer.reset == "never"
