@@ -304,7 +304,7 @@ def test_revisions_that_hold_the_same_weights_are_told(tmp_path: Path) -> None:
     """As many of Pythia's step branches do."""
     from types import SimpleNamespace as Some
 
-    from recovery_probe.sweep.compare import same_weights
+    from recovery_probe.analyze.groups import same_weights
 
     def run(source: str, revision: str, weights: str) -> Any:
         model = Some(source=source, revision=revision, weights="own")
