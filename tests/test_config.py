@@ -129,11 +129,19 @@ def test_settings_made_by_hand_are_checked_too(
 
 
 def own_settings(kind: type) -> st.SearchStrategy[dict[str, Any]]:
-    """Any settings that a plug-in's class allows by its types, all of them or a few."""
+    """Any settings that a plug-in's class allows, by their types and together, all of them or a
+    few."""
     hints = get_type_hints(kind, include_extras=True)
     values = {f.name: st.from_type(hints[f.name]) for f in plugins.own_fields(kind)}
     finite = {name: value.filter(is_finite) for name, value in values.items()}
-    return st.fixed_dictionaries({}, optional=finite)
+
+    def go_together(own: dict[str, Any]) -> bool:
+        try:
+            return bool(kind(**own))
+        except ValueError:
+            return False
+
+    return st.fixed_dictionaries({}, optional=finite).filter(go_together)
 
 
 def is_finite(value: Any) -> bool:
