@@ -122,13 +122,17 @@ def checked(kind: type[Plugin], values: Mapping[str, Any], where: str) -> Table:
 def chosen(settings: Settings, part: str) -> tuple[type[Any], str]:
     """The plug-in that a part of the settings names, and what stands behind the name: an address,
     where documents come from."""
+    spec, address = _named(settings, part)
+    return plugins.find(CHOICES[part][0], spec), address
+
+
+def _named(settings: Settings, part: str) -> tuple[str, str]:
     group, selector = CHOICES[part]
-    spec, address = getattr(getattr(settings, part), selector), ""
-    if part == "documents" and ".py:" not in spec:
-        name, _, rest = spec.partition(":")
-        known = name in plugins.installed(group)
-        spec, address = (name, rest) if known else ("files", spec)
-    return plugins.find(group, spec), address
+    spec = getattr(getattr(settings, part), selector)
+    if part != "documents" or ".py:" in spec:
+        return spec, ""
+    name, _, rest = spec.partition(":")
+    return (name, rest) if name in plugins.installed(group) else ("files", spec)
 
 
 def made(settings: Settings, part: str) -> Any:
@@ -199,8 +203,28 @@ def load(path: Path) -> Settings:
 
 
 def read(path: Path) -> Settings:
-    """The settings of a run as it wrote them: complete, and checked then."""
-    return as_written(_read(path), str(path))
+    """The settings of a run as it wrote them: checked then, and complete. What plug-ins of ours
+    have had since is at its default, which is what they did before."""
+    settings = as_written(_read(path), str(path))
+    parts: dict[str, Any] = {}
+    for part, (group, _) in CHOICES.items():
+        before = getattr(settings, part)
+        parts[part] = replace(before, own=_completed(group, _named(settings, part)[0], before.own))
+    tables = dict(settings.tables)
+    for group in LISTS:
+        for spec in getattr(settings, group):
+            key = plugins.key_of(spec)
+            tables[key] = _completed(group, spec, tables.get(key, {}))
+    return replace(settings, tables=tables, **parts)
+
+
+def _completed(group: str, spec: str, values: Mapping[str, Any]) -> Table:
+    """The settings that a plug-in wrote, and the defaults of others it has; nobody else's code is
+    run."""
+    if spec not in plugins.ours(group):
+        return Table(values)
+    kind = plugins.find(group, spec)
+    return Table(plugins.settings_of(plugins.made(kind, {}, spec)) | dict(values))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -208,9 +208,18 @@ class Training:
         """The run's optimizer, in the state that it has got to."""
         chosen: Optimizer = config.made(self.settings, "optimizer")
         try:
-            return chosen.make(list(self.model.parameters.values()))
+            made = chosen.make(list(self.model.parameters.values()))
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"optimizer {chosen.name} cannot be made: {error}") from error
+        if self._rate_is_set:
+            for group in made.param_groups:
+                if "lr" not in group or "initial_lr" in group:  # torch's schedules put it there
+                    raise InputError(
+                        f"optimizer {chosen.name} has rates of its own: leave optimizer.per at "
+                        "'step' and optimizer.decay at 'none'"
+                    )
+                group["initial_lr"] = group["lr"]
+        return made
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """Start the optimizer again, without what it remembers."""
@@ -263,19 +272,22 @@ class Training:
         for start in arrange.offsets(part.tokens, part.window, steps, rng):
             yield arrange.cut(inputs, start, part.tokens)
 
+    @property
+    def _rate_is_set(self) -> bool:
+        """Whether the learning rate of a step is another than the optimizer was made with."""
+        wanted = self.settings.optimizer
+        return wanted.per != "step" or wanted.decay != "none"
+
     def _set_rate(self, step: int) -> None:
         """The learning rate of a step, from its index alone: lr, or lr / M, times
         ½ (1 + cos(π · step / steps of the run))."""
-        settings = self.settings.optimizer
-        if settings.per == "step" and settings.decay == "none":
+        if not self._rate_is_set:
             return
-        factor = 1.0
-        if settings.decay == "cosine":
-            factor = (1 + math.cos(math.pi * step / self.timeline.total)) / 2
-        if settings.per == "episode":
-            factor /= self.settings.steps
+        falling = (1 + math.cos(math.pi * step / self.timeline.total)) / 2
+        factor = falling if self.settings.optimizer.decay == "cosine" else 1.0
+        sharing = self.settings.steps if self.settings.optimizer.per == "episode" else 1
         for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            group["lr"] = group["initial_lr"] / sharing * factor
 
     @torch.no_grad()
     def evaluate(self, see: Callable[[int, Tensor, Tensor], None] | None = None) -> stats.Floats:

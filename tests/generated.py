@@ -178,6 +178,9 @@ def configurations(draw: Callable[..., Any], folder: Path) -> tuple[dict[str, An
         flat |= draw(own(part, flat[f"{part}.{selector}"]))
     for plugin in (*flat["recorders"], *flat["interventions"]):
         flat |= draw(own(plugin, plugin))
+    # As `sgd` says.
+    if not flat.get("optimizer.momentum") or flat.get("optimizer.dampening"):
+        flat.pop("optimizer.nesterov", None)
     spoilt = []
     for _ in range(draw(some(0, 0, 0, 1, 2))):
         name = draw(some(*sorted({*flat, *(name.partition(".")[0] for name in flat)})))

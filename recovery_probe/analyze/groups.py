@@ -63,6 +63,23 @@ def seeds_and_controls(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     return seeds, controls
 
 
+def same_weights(runs: Sequence[Run]) -> list[str]:
+    """Of revisions of a model whose runs began from the same weights (`weights` in their
+    provenance), which they are: a warning for each model. (86 of the 154 step branches of
+    pythia-2.8b hold the final weights.)"""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for run in runs:
+        model, weights = run.config.model, run.provenance.get("weights")
+        if weights and model.source != "random" and model.weights == "own":
+            found.setdefault((model.source, weights), {})[model.revision] = None
+    return [
+        f"{source}: the revisions {', '.join(revisions)} hold the same weights: they are "
+        "one point, not several"
+        for (source, _), revisions in found.items()
+        if len(revisions) > 1
+    ]
+
+
 def match(runs: Sequence[Run], controls: Sequence[Run]) -> list[tuple[Run, list[Run]]]:
     """Each run with its controls, those of its seed, in one order of schedules for all. Raises
     `InputError` for a control that belongs to none, and when some of several runs have fewer

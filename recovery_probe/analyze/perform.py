@@ -20,7 +20,7 @@ from recovery_probe import plugins
 from recovery_probe.analyze import baseline, multiplicity, plots, primary, report, twins
 from recovery_probe.analyze.across import across
 from recovery_probe.analyze.analysis import Analysis
-from recovery_probe.analyze.groups import match
+from recovery_probe.analyze.groups import match, same_weights
 from recovery_probe.errors import HookError, InputError, Missing
 from recovery_probe.record.run import Run
 from recovery_probe.record.store import write_json, write_text, write_zarr
@@ -64,6 +64,8 @@ def analyze(
     name needs; `HookError` when one asked for by name fails.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
+    for warning in same_weights([*runs, *controls]):
+        print(warning, file=sys.stderr)
     groups = match(runs, controls)
     not_done: dict[str, str] = {}
     chosen = (

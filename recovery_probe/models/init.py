@@ -14,8 +14,6 @@ from recovery_probe.errors import InputError
 # TransformerLens names of the matrices that write to the residual stream, and of the others.
 OUTWARD = ("o", "out", "fc2")
 INNER = ("embed", "pos_embed", "unembed", "q", "k", "v", "in", "gate", "fc1")
-
-
 NORMAL = 0.02  # σ
 
 
@@ -26,14 +24,12 @@ def draw(parameters: Mapping[str, Parameter], scheme: str, config: Any, seed: in
 
     `paper`, as its random-init runs draw them (its public code): embeddings, query, key, value and
     the MLP's input σ = √(2 / (5d)); the two projections back into the residual stream
-    σ = 2 / (L√d). `normal`: all of these σ = .02. Norms start as the library has them, with a gain
-    of 1 (a weight of 0 where it is stored less 1), biases at 0. Raises `InputError` for a weight
-    that there is no rule for.
+    σ = 2 / (L√d). `normal`: σ = .02 for every matrix, those of experts and routers too. Norms start
+    as the library has them, with a gain of 1 (a weight of 0 where it is stored less 1), biases at
+    0. Raises `InputError` for a weight that there is no rule for.
     """
     d, L = config.hidden_size, config.num_hidden_layers
     inner, outward = math.sqrt(2 / (5 * d)), 2 / (L * math.sqrt(d))
-    if scheme == "normal":
-        inner = outward = NORMAL
     rng = torch.Generator().manual_seed(seed)
     for name, parameter in parameters.items():
         module, _, kind = name.rpartition(".")
@@ -42,7 +38,9 @@ def draw(parameters: Mapping[str, Parameter], scheme: str, config: Any, seed: in
             parameter.zero_()
         elif role.startswith("ln") or role.endswith(("_norm", "_ln")):
             continue
-        elif role in (*OUTWARD, *INNER):
+        elif scheme == "normal" and parameter.ndim > 1:
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) * NORMAL)
+        elif scheme == "paper" and role in (*OUTWARD, *INNER):
             sigma = outward if role in OUTWARD else inner
             parameter.copy_(torch.randn(parameter.shape, generator=rng) * sigma)
         else:

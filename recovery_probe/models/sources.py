@@ -19,11 +19,13 @@ from recovery_probe.models.tokenizer import train_tokenizer
 from recovery_probe.settings import Model as ModelSettings
 from recovery_probe.spelling import nearest
 
-# What configurations call the width inside an MLP: the usual name, GPT-2's, OPT's, that of experts.
+# What configurations call the width inside an MLP: the usual name, GPT-2's, OPT's, Falcon's, that
+# of experts.
 MLP_WIDTHS = (
     "intermediate_size",
     "n_inner",
     "ffn_dim",
+    "ffn_hidden_size",
     "moe_intermediate_size",
     "shared_expert_intermediate_size",
 )
@@ -170,13 +172,14 @@ def _random(settings: ModelSettings) -> tuple[Any, Any]:
             f"model.width = {settings.width} is not a multiple of model.heads = {settings.heads}"
         )
     _check_memory(settings)
-    L, head = settings.depth, settings.width // settings.heads
+    L, head, inner = settings.depth, settings.width // settings.heads, _mlp_width(settings)
     sizes = {
         "hidden_size": settings.width,
         "num_hidden_layers": L,
         "num_attention_heads": settings.heads,
         "num_key_value_heads": settings.heads,
-        **dict.fromkeys(MLP_WIDTHS, max(1, round(settings.mlp_ratio * settings.width))),
+        **dict.fromkeys(MLP_WIDTHS, inner),
+        "block_auto_adjust_ff_dim": False,  # LFM2 makes another width of it
         "head_dim": head,
         "rotary_dim": min(64, head),  # GPT-J and CodeGen have 64 of their 256
         # GPT-Neo: global and local in turn, as the library has it at its own depth
@@ -192,11 +195,6 @@ def _random(settings: ModelSettings) -> tuple[Any, Any]:
     with refused(f"{name_of(settings)} cannot be built"):
         known = AutoConfig.for_model(settings.architecture)
         own = {*known.to_dict(), *known.attribute_map}
-        if settings.mlp_ratio != 4 and not own.intersection(MLP_WIDTHS):
-            raise InputError(
-                f"model.mlp_ratio = {settings.mlp_ratio}: the MLP of {settings.architecture} is "
-                "always four times as wide as the residual stream"
-            )
         config = AutoConfig.for_model(
             settings.architecture, **{k: v for k, v in sizes.items() if k in own}
         )
@@ -205,7 +203,19 @@ def _random(settings: ModelSettings) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=settings.attention, trust_remote_code=False
         )
+    # Gate and up may be one matrix, of twice the width.
+    there = {size for weight in model.parameters() for size in weight.shape}
+    taken = own.intersection(MLP_WIDTHS) and there.intersection((inner, 2 * inner))
+    if settings.mlp_ratio != 4 and not taken:
+        raise InputError(
+            f"model.mlp_ratio = {settings.mlp_ratio}: the MLP of {settings.architecture} has a "
+            "width of its own; leave it at 4"
+        )
     return model, train_tokenizer(settings.vocabulary)
+
+
+def _mlp_width(settings: ModelSettings) -> int:
+    return max(1, round(settings.mlp_ratio * settings.width))
 
 
 def _check_sizes(config: Any, sizes: dict[str, Any], settings: ModelSettings) -> None:
@@ -240,9 +250,10 @@ def probabilities(config: Any) -> dict[str, float]:
 
 
 def _check_memory(settings: ModelSettings) -> None:
-    """Refuse at once what would be built until memory ends: the attention's and the embedding's
-    weights alone are counted, so that nothing that fits is refused."""
-    weights = settings.depth * 4 * settings.width**2 + settings.vocabulary * settings.width
+    """Refuse at once what would be built until memory ends: the attention's, one matrix of the
+    MLP's and the embedding's weights alone are counted, so that nothing that fits is refused."""
+    each = 4 * settings.width + _mlp_width(settings)
+    weights = (settings.depth * each + settings.vocabulary) * settings.width
     needed = weights * (8 if settings.dtype == "float64" else 4)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:

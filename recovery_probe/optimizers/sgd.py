@@ -31,6 +31,12 @@ class SGD(Optimizer):
     # L2 penalty
     weight_decay: Annotated[float, Ge(0)] = 0.0
 
+    def __post_init__(self) -> None:
+        if self.nesterov and (not self.momentum or self.dampening):
+            raise ValueError(
+                "optimizer.nesterov wants optimizer.momentum above 0, and optimizer.dampening 0"
+            )
+
     def make(self, parameters: list[Any]) -> torch.optim.Optimizer:
         import torch
 

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from recovery_probe import plugins
-from recovery_probe.settings import Optimizer
+from recovery_probe.settings import Model, Optimizer
 
 
 def summary(run: Any) -> dict[str, str]:
     """What a `Run` is, in a few words each."""
-    c, m = run.config, run.config.model
-    sizes = f"{m.architecture}, {m.depth} blocks, {m.width} wide, random init ({m.init})"
+    c = run.config
     total = len(run.schedule)
     size = sum(f.stat().st_size for f in (run.path / "record.zarr").rglob("*") if f.is_file())
     message = run.provenance.get("message")
@@ -23,7 +22,7 @@ def summary(run: Any) -> dict[str, str]:
         "run": str(run.path),
         "status": run.status + (f": {message}" if message else ""),
         "progress": f"{run.episodes_done} of {total} episodes",
-        "model": sizes if m.source == "random" else m.source,
+        "model": _model(c.model),
         "documents": f"{c.documents.count} + {c.documents.held_out} held out, "
         f"{c.documents.tokens} tokens, {c.documents.source}",
         "schedule": f"{described(c.schedule.kind, c.schedule.own)}, {c.epochs} epochs, "
@@ -49,6 +48,15 @@ def _went_on(provenance: Mapping[str, Any]) -> dict[str, str]:
         off = f" (losses differ from before by up to {differs['by']:.2g} nats)" if differs else ""
         said.append(f"after {entry['after']} episodes{off}")
     return {"went on": "; ".join(said)} if said else {}
+
+
+def _model(model: Model) -> str:
+    drawn = f"random init ({model.init})"
+    if model.source == "random":
+        inside = f", its MLP {model.mlp_ratio:g} times that" * (model.mlp_ratio != 4)
+        return f"{model.architecture}, {model.depth} blocks, {model.width} wide{inside}, {drawn}"
+    said = f", revision {model.revision}" * (model.revision != "main")
+    return model.source + said + f", {drawn}" * (model.weights == "drawn")
 
 
 def _rate_and_state(optimizer: Optimizer) -> list[str]:

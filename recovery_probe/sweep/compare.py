@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,9 +18,6 @@ from recovery_probe.errors import Missing
 from recovery_probe.record.folder import is_run
 from recovery_probe.record.run import Run, open_run
 from recovery_probe.sweep.spec import Axis, Job, Paper, Sweep
-
-if TYPE_CHECKING:
-    pass
 
 NATS, SHARE = "nats per token", "share of forgotten loss"
 # Quantity -> its dimension, units, and what it is.
@@ -118,22 +115,6 @@ def later_online(run: Run) -> float:
     again = np.ones(len(documents), dtype=bool)
     again[np.unique(documents, return_index=True)[1]] = False
     return float(first[again].mean()) if again.any() else float("nan")
-
-
-def same_weights(runs: Sequence[Run]) -> list[str]:
-    """Of revisions of a model that hold the same weights, which they are: a warning for each. (86
-    of 154 step branches of a Pythia hold its last.)"""
-    found: dict[tuple[str, str], dict[str, None]] = {}
-    for run in runs:
-        model, weights = run.config.model, run.provenance.get("weights")
-        if weights and model.source != "random" and model.weights == "own":
-            found.setdefault((model.source, weights), {})[model.revision] = None
-    return [
-        f"{source}: the revisions {', '.join(revisions)} hold the same weights: they are one "
-        "point, not several"
-        for (source, _), revisions in found.items()
-        if len(revisions) > 1
-    ]
 
 
 def as_csv(dataset: xr.Dataset) -> str:

@@ -12,6 +12,7 @@ import xarray as xr
 
 from recovery_probe import config, stats
 from recovery_probe.analyze import plots, report
+from recovery_probe.analyze.groups import same_weights
 from recovery_probe.record import store
 from recovery_probe.record.folder import is_run
 from recovery_probe.record.run import open_run
@@ -23,7 +24,6 @@ from recovery_probe.sweep.compare import (
     as_csv,
     directions,
     numbers,
-    same_weights,
 )
 from recovery_probe.sweep.spec import Axis, Job, Sweep
 
