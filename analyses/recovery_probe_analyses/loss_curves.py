@@ -32,8 +32,8 @@ class LossCurves(Analysis):
     Raises `InputError` for a focal document that is not there.
     """
 
-    # the document to follow; when not given, the middle one of those that come back: the first comes
-    # first in a shuffled control too, so that the two look alike
+    # the document to follow; the middle one of those that come back when not given: the first may
+    # come first in a shuffled control too, so that the two look alike
     focal: Annotated[int, Ge(0)] | None = None
 
     name = "loss_curves"
