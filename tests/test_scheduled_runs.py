@@ -139,7 +139,7 @@ def test_a_wait_that_is_no_cycles_is_not_called_one(control: rp.Run, tmp_path: P
     assert dataset.waits.values.tolist() == [5, 9]
     assert dataset.counted.values[0].tolist() == [3, 3]
     said = age_curve.verdict(dataset)
-    assert "within 5 episodes, where a document's turn comes after 5 to 9," in said
+    assert "within 5 episodes, before turns that come after 5 to 9 (" in said
     assert "On arrival" not in said
     assert "its turn comes after 5 to 9." in picture.reading(dataset)
 

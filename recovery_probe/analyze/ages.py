@@ -211,7 +211,7 @@ def headline(dataset: xr.Dataset) -> str:
     when = "before a document's turn"
     arrival = "On arrival"
     if not _is_turn(dataset):
-        when = f"within {T} episodes, where a document's turn comes after {turn(dataset)},"
+        when = f"within {T} episodes, before turns that come after {turn(dataset)}"
         arrival = f"After {T} episodes"
     text = (
         f"Epoch {epoch}: {curve} of what was forgotten comes back {when} "
