@@ -222,7 +222,7 @@ def test_epochs_by_walking() -> None:
 def test_a_guard_looks_at_what_an_epoch_trains_on() -> None:
     """Documents that are not, as those that came once or are yet to come, may fare as they like."""
     timeline = planned(of("fresh"))
-    rows = np.full((timeline.episodes + 1, 12), 9.0)  # of what is not trained on: worse and worse
+    rows = np.full((timeline.episodes + 1, 12), 14.0)  # of what comes once, always
     rows[0] = 6
     rows[1:, :4] = 1
     for done in range(1, 13):
