@@ -198,9 +198,8 @@ class Run:
         """Times that count: of an array that covers a stretch, those whose stretch has ended."""
         values = dataset[time].values
         of_stretches = any(a.attrs.get("covers") == "stretch" for a in dataset.values())
-        if time != "step" or not of_stretches:
-            return np.asarray(values < rows)
-        ends = np.append(values[1:], len(self.schedule) * self.config.steps)
+        total, stretches = len(self.schedule) * self.config.steps, time == STEP and of_stretches
+        ends = np.append(values[1:], total) if stretches else values + 1
         return np.asarray(ends <= rows)
 
     def _check_chunks(self, group: str) -> None:
