@@ -27,7 +27,7 @@ from recovery_probe.record import checkpoint, store
 from recovery_probe.record.folder import checkpoint_folder
 from recovery_probe.record.layout import Timeline
 from recovery_probe.record.run import Run
-from recovery_probe.schedules import document_of_episode
+from recovery_probe.schedules import planned
 from recovery_probe.seeds import generator, torch_seed
 from recovery_probe.settings import Settings
 from recovery_probe.sketch import ModuleSketches
@@ -238,7 +238,7 @@ class Training:
     def steps(self, episode: int) -> Iterator[Step]:
         """The gradient steps of an episode of the schedule."""
         document = int(self.timeline.schedule[episode])
-        if self.settings.optimizer.reset == "epoch" and episode % self.timeline.per_epoch == 0:
+        if self.settings.optimizer.reset == "epoch" and self.timeline.begins_epoch(episode):
             self.fresh_optimizer()
         return self.steps_on(document, f"dropout of episode {episode}", episode)
 
@@ -336,14 +336,6 @@ class Training:
         self.done = int(state["done"])
         self.rows[:] = np.nan
         self.rows[: self.done + 1] = state["rows"]
-
-
-def planned(settings: Settings) -> Timeline:
-    """The schedule that settings ask for."""
-    T, schedule = settings.documents.count, config.made(settings, "schedule")
-    rng = generator(settings.seed.order, "schedule")
-    order = document_of_episode(schedule, T, settings.epochs, rng)
-    return Timeline(order, T, settings.steps, schedule.per_epoch(T, settings.epochs))
 
 
 def _copied(state: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -144,63 +143,6 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(rp.InputError, match=said):
         rp.fit(wanted, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-# Kind -> its settings, and those of the run.
-ALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "partial": ({"first": 1, "last": 3}, {}),
-    "reversed": ({}, {}),
-    "palindrome": ({}, {}),
-    "interleaved": ({"inner": 2}, {}),
-    "block": ({"size": 2}, {}),
-    "yoked": ({"kept": 2}, {}),
-    "fresh": ({"fixed": 4, "new": 2}, {"documents": {"count": 10}}),
-    "switch_at": ({"after": 1}, {}),
-    "reverse_at": ({"after": 2}, {}),
-    "gap": ({"after": 2, "size": 1}, {}),
-    "omit": ({"after": 1, "documents": [2]}, {}),
-}
-
-
-def test_none_is_forgotten() -> None:
-    assert {*ALL, "cyclic", "shuffled"} == set(plugins.ours("schedules"))
-
-
-@pytest.mark.parametrize("kind", ALL)
-def test_every_one_is_trained_analysed_and_gone_on_with(kind: str, tmp_path: Path) -> None:
-    """Each analysis has numbers, or says by name what it lacks."""
-    own, changes = ALL[kind]
-    recorders = ["gradients", "weight_deltas", "residual_stream", "token_losses", "checkpoints"]
-    wanted = tiny(
-        schedule={"kind": kind, **own},
-        recorders=recorders,
-        model={"depth": 1},
-        weight_deltas={"every": "epoch"},
-        **changes,
-    )
-    # Those that are most unlike a cycle beside a control too.
-    controls = {"fresh": "fresh:shuffled=true", "omit": "shuffled", "interleaved": "shuffled"}
-    run = rp.fit(wanted, tmp_path / "run", control=controls.get(kind))
-    schedule, each = run.schedule.values, run.timeline.per_epoch
-    assert run.checkpoints == sorted({*range(0, len(schedule), each), len(schedule)})
-    assert run.losses.epoch.values.tolist() == [0, *(i // each + 1 for i in range(len(schedule)))]
-    done = []
-    for name in set(plugins.ours("analyses")) - {"toy_model"}:
-        analysis = plugins.find("analyses", name)()
-        with contextlib.suppress(rp.Missing):
-            assert analysis.verdict(analysis(run, *run.controls))
-            done.append(name)
-    assert {"recovery", "token_recovery"} <= set(done)
-    again = run.replay(record=["attention_patterns"], episodes=(2, 4))
-    assert again.attention_patterns.sizes["step"] == 6
-    if kind in ("fresh", "yoked"):
-        return
-    longer = rp.changed(wanted, epochs=wanted.epochs + 1)
-    if planned(longer).schedule[: len(schedule)].tolist() == schedule.tolist():
-        assert rp.fit(longer, run.path, resume=True).episodes_done > len(schedule)
-    else:
-        with pytest.raises(rp.InputError, match="do not begin with"):
-            rp.fit(longer, run.path, resume=True)
 
 
 def end_point(lr: float, kind: str, momentum: float = 0.0) -> torch.Tensor:

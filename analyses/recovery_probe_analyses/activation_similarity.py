@@ -55,7 +55,7 @@ class ActivationSimilarity(Analysis):
     by directions that all positions share. CKA compares documents at the time each was trained on,
     up to an epoch apart, and with T documents it is noisy. Activations are stored in float16. A
     difference from the control has no interval from one run."""
-    needs = (RUN, recorded("residual_stream", every_episode=True), epochs(1), once_an_epoch)
+    needs = (RUN, recorded("residual_stream", every_episode=True), once_an_epoch, epochs(1))
 
     def compute(self, *runs: Run) -> xr.Dataset:
         return minus_controls(super().compute(*runs), "growth")

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class AgeCurve(Analysis):
     """a(s): the loss of a document at age s, s episodes after one on it, nats per token; s = T
-    comes right before the next one in a cycle. Of every wait of at least T episodes, the n-th of a
-    document under epoch n; shorter ones, about half of a shuffled run's, are left out. p: mid-wait,
-    `window` of T (attribute `middle`).
+    comes right before the next one in a cycle. T: the episodes of an epoch (attribute). Of every
+    wait of at least T episodes, the n-th of a document under epoch n; shorter ones, about half of a
+    shuffled run's, are left out. waits (end): the shortest and the longest that count in the run,
+    both T in a cycle; where some are longer, a(T) is not that of arrival. p: mid-wait, `window` of
+    T (attribute `middle`).
 
     score (run, reading, epoch): the share of the loss forgotten since s = 1 that is gone at s = T.
     `crossfitted`: each document read at the age at which the mean of the others has its top, sums

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -32,8 +32,8 @@ class LossCurves(Analysis):
     Raises `InputError` for a focal document that is not there.
     """
 
-    # the document to follow; the middle one of the cycle when not given: the first comes first in a
-    # shuffled control too, so that the two look alike
+    # the document to follow; the middle one of those that come back when not given: the first may
+    # come first in a shuffled control too, so that the two look alike
     focal: Annotated[int, Ge(0)] | None = None
 
     name = "loss_curves"
@@ -44,13 +44,17 @@ class LossCurves(Analysis):
     differ. A fall that the held-out documents share is general improvement, not anticipation."""
 
     def compute(self, *runs: Run) -> xr.Dataset:
+        if self.focal is None:
+            return replace(self, focal=_middle(runs[0])).compute(*runs)
         dataset = super().compute(*runs)
+        begins = runs[0].timeline.boundaries
+        dataset["begins"] = ("epoch", begins, {"description": "episodes done as an epoch begins"})
         dataset["before"] = dataset.before.fillna(-1).astype(int)  # of fewer visits
         return dataset
 
     def of_run(self, run: Run, episodes: int) -> xr.Dataset:
-        T = run.config.documents.count
-        focal = T // 2 if self.focal is None else self.focal
+        T, focal = run.config.documents.count, self.focal
+        assert focal is not None
         if not 0 <= focal < T:
             raise InputError(f"focal = {focal}: the documents trained on are 0 to {T - 1}")
         losses, schedule = run.losses.values, run.schedule.values
@@ -104,7 +108,7 @@ class LossCurves(Analysis):
             plots.note(bottom, "no document was held out")
         for axes in (top, middle, bottom):
             axes.set(ylabel="loss (nats/token)", xlim=(0, dataset.sizes["episodes_done"] - 1))
-            axes.set_xticks(np.arange(0, dataset.sizes["episodes_done"], T))
+            axes.set_xticks(dataset.begins.values)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="upper right")
         return fig
@@ -145,6 +149,13 @@ class LossCurves(Analysis):
             return text
 
         return "; ".join(words.by_run(dataset, clause)) + " (nats per token)."
+
+
+def _middle(run: Run) -> int:
+    """Of the documents that come twice or more, the middle one; of all where none does."""
+    T = run.config.documents.count
+    back = np.flatnonzero(np.bincount(run.schedule.values, minlength=T) > 1)
+    return int(back[len(back) // 2]) if len(back) else T // 2
 
 
 def _draw_mean(axes: Axes, part: xr.Dataset, T: int, name: str, colour: str) -> None:

@@ -66,8 +66,8 @@ class StepSizes(Analysis):
         RUN,
         recorded("weight_deltas", every_episode=True),
         recorded("residual_stream"),
-        epochs(2),
         once_an_epoch,
+        epochs(2),
     )
 
     def compute(self, *runs: Run) -> xr.Dataset:

@@ -26,7 +26,7 @@ class TwinDistance(Analysis):
 
     distance (other, episodes_done): mean over the documents trained on of |loss of the run - loss
     of the other|, nats, of `twin` and of each control; NaN where one of the two has not got to.
-    furthest (other): its largest value.
+    furthest (other): its largest value. begins (epoch): episodes done as an epoch begins.
 
     Raises `Missing` without a twin.
     """
@@ -55,6 +55,7 @@ class TwinDistance(Analysis):
             {
                 "distance": (("other", "episodes_done"), distances, NATS),
                 "furthest": ("other", reached, NATS),
+                "begins": ("epoch", run.timeline.boundaries),
             },
             coords={"other": list(others), "episodes_done": np.arange(distances.shape[1])},
             attrs={"unit": "one run", "T": T, **groups.compared([run, run.twins[0]])},
@@ -67,7 +68,7 @@ class TwinDistance(Analysis):
         for i, other in enumerate(dataset.other.values):
             values = dataset.distance.sel(other=other)
             axes.plot(dataset.episodes_done, values, color=plots.colour(i), label=f"{other}")
-        for whole in range(0, dataset.sizes["episodes_done"], dataset.attrs["T"]):
+        for whole in dataset.begins.values:
             axes.axvline(whole, color=plots.HELD_OUT, linewidth=0.6, linestyle=":")
         axes.set(
             xlabel="episodes done (dotted: epochs)",

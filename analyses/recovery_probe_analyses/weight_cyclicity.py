@@ -85,7 +85,7 @@ class WeightCyclicity(Analysis):
     made of it. Sketches keep the geometry within the error in provenance.json; a p-value is right
     for what is sketched, whatever that error. A difference from the control has no interval from
     one run."""
-    needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(3), once_an_epoch)
+    needs = (RUN, recorded("weight_deltas", every_episode=True), once_an_epoch, epochs(3))
 
     def compute(self, *runs: Run) -> xr.Dataset:
         dataset = super().compute(*runs)

@@ -57,7 +57,7 @@ class WeightResiduals(Analysis):
     below T/2 say nothing. The stripe and its difference from the control have no interval from one
     run: places of a cycle depend on one another. Cosines come from sketches, with the error in
     provenance.json."""
-    needs = (RUN, recorded("weight_deltas", every_episode=True), epochs(2), once_an_epoch)
+    needs = (RUN, recorded("weight_deltas", every_episode=True), once_an_epoch, epochs(2))
 
     def compute(self, *runs: Run) -> xr.Dataset:
         return minus_controls(super().compute(*runs), "stripe")

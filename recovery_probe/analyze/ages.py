@@ -49,6 +49,7 @@ def numbers(*runs: Run, window: float | None = None) -> xr.Dataset:
             "counted": (("run", "epoch"), np.isfinite(begins).sum(axis=2), SUM),
             "paired": (("control", "epoch"), paired.sum(axis=2), SUM),
             "documents": ((), documents, SUM),
+            "waits": ("end", _waits(runs[0], T), {"description": "shortest and longest case"}),
         },
         coords={
             "run": names,
@@ -79,6 +80,25 @@ def numbers(*runs: Run, window: float | None = None) -> xr.Dataset:
 def mid_wait(T: int, window: float) -> int:
     """The age that is a share of a wait of T episodes."""
     return min(max(1, round(window * T)), max(1, T - 1))
+
+
+def _waits(run: Run, T: int) -> stats.Ints:
+    """(2,): the shortest and the longest wait of T episodes or more."""
+    turns = stats.turns(run.schedule.values, run.config.documents.count)
+    each = np.concatenate([np.diff(episodes) for episodes in turns])
+    cases = each[each >= T]
+    return np.array([cases.min(), cases.max()] if len(cases) else [T, T])
+
+
+def turn(dataset: xr.Dataset) -> str:
+    """After how many episodes a document's turn comes: `20`, or `20 to 23` in no cycle."""
+    shortest, longest = int(dataset.waits.min()), int(dataset.waits.max())
+    return f"{shortest} to {longest}" if longest > shortest else str(shortest)
+
+
+def _is_turn(dataset: xr.Dataset) -> bool:
+    """Whether the last age is right before a document's turn."""
+    return turn(dataset) == str(dataset.attrs["T"])
 
 
 def _stacked(runs: Sequence[Run], documents: int, T: int) -> tuple[stats.Floats, stats.Floats]:
@@ -188,8 +208,13 @@ def headline(dataset: xr.Dataset) -> str:
     epoch, T = last_epoch(dataset), dataset.attrs["T"]
     run, *controls = (str(name) for name in dataset.run.values)
     curve, cross = _scores_of(dataset, run, epoch)
+    when = "before a document's turn"
+    arrival = "On arrival"
+    if not _is_turn(dataset):
+        when = f"within {T} episodes, before turns that come after {turn(dataset)}"
+        arrival = f"After {T} episodes"
     text = (
-        f"Epoch {epoch}: {curve} of what was forgotten comes back before a document's turn "
+        f"Epoch {epoch}: {curve} of what was forgotten comes back {when} "
         f"(averaged curve; cross-fitted, which noise does not raise: {cross})"
     )
     for control in controls:
@@ -205,7 +230,7 @@ def headline(dataset: xr.Dataset) -> str:
             text += f" {_unpaired(control, T)}"
             continue
         text += (
-            f" On arrival a document is {_than(gain, 'better', 'worse')} off than in {control} at "
+            f" {arrival} a document is {_than(gain, 'better', 'worse')} off than in {control} at "
             f"equal age and time (gain {gain}{_doubt(gain)}); in mid-wait, at age "
             f"{dataset.attrs['middle']}, it is {_than(excess, 'worse', 'better')} "
             f"(excess {excess}{_doubt(excess)}). In between its loss falls by {fall} nats more "
@@ -225,11 +250,15 @@ def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
     value = str(curve)
     if controls:
         value += f"; {controls[0]} at equal age {_scores_of(dataset, controls[0], epoch)[0]}"
+    when, own = "right before their turn", "its own, when its turn comes,"
+    if not _is_turn(dataset):
+        when = f"{T} episodes after their own (their turn comes after {turn(dataset)})"
+        own = f"its own (its turn comes after {turn(dataset)})"
     found = [
         (
             "Recovery",
             value,
-            f"Share of what documents forgot that has come back right before their turn, epoch "
+            f"Share of what documents forgot that has come back {when}, epoch "
             f"{epoch}, averaged curve; cross-fitted, which noise does not raise: {cross}.",
         )
     ]
@@ -240,8 +269,7 @@ def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
         (
             "gain",
             "Gain on arrival",
-            f"{T} episodes after its own, when its turn comes, a document "
-            "is so much better off than in {}",
+            f"{T} episodes after {own} a document is so much better off than in {{}}",
         ),
         (
             "excess",

@@ -11,7 +11,7 @@ from typing import Any
 
 import xarray as xr
 
-from recovery_probe import plugins
+from recovery_probe import plugins, stats
 from recovery_probe.analyze import picture, plots
 from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
@@ -30,8 +30,10 @@ def least_squares(
     """What the analyses find of a run (`found`) beside what they find of least squares: a table of
     the `salient` estimates, below the rows from `before` of other analyses, and the picture of the
     latter as `folder/least_squares`. Nothing for a shape that is too large to simulate, or in
-    which no document comes back."""
+    which no document comes back, and beside no cycle, since it is one."""
     c = run.config
+    if not stats.is_periodic(run.schedule.values, c.documents.count):
+        return {}
     shape = {"documents": c.documents.count, "held_out": c.documents.held_out}
     shape |= {"epochs": c.epochs, "steps": c.steps}
     command = " ".join(f"--{name} {value}" for name, value in shape.items())

@@ -52,7 +52,7 @@ def epochs(least: int) -> Need:
 
     def check(_: Analysis, runs: Sequence[Run]) -> None:
         done = common(runs)
-        if done < least * runs[0].config.documents.count:
+        if done < least * max(run.timeline.per_epoch for run in runs):
             raise Missing(
                 f"{runs[0].path}: {done} episodes are done, by it or a run beside it; this needs "
                 f"{least} whole epoch{'s' * (least > 1)}"

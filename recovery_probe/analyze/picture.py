@@ -44,10 +44,10 @@ def of_seeds(groups: Sequence[tuple[Run, Sequence[Run]]]) -> xr.Dataset:
 
 def reading(dataset: xr.Dataset) -> str:
     """How to read the picture, in words that stand for it."""
-    T, epoch, run = dataset.attrs["T"], ages.last_epoch(dataset), dataset.run.values[0]
+    epoch, run = ages.last_epoch(dataset), dataset.run.values[0]
     text = (
         f"The mean loss of a document by the episodes since its own last one: in {run} its turn "
-        f"comes after {T}. Bold: epoch {epoch}; faint: the epochs before."
+        f"comes after {ages.turn(dataset)}. Bold: epoch {epoch}; faint: the epochs before."
     )
     for control in dataset.control.values:
         gain, excess, fall = (
@@ -102,7 +102,8 @@ def _curves(
     if len(earlier):
         axes.plot([], [], color=plots.RUN, alpha=0.35, linewidth=1, label=f"{run}, epochs before")
     axes.set(
-        xlabel=f"episodes since the document was trained on (its turn comes after {T})",
+        xlabel="episodes since the document was trained on (its turn comes after "
+        f"{ages.turn(dataset)})",
         ylabel="mean loss (nats/token)",
         xlim=(0.5, T * (1.25 if len(pair) > 1 else 1) + 0.5),
     )

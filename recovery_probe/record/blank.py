@@ -66,12 +66,13 @@ def lay_out(path: Path, settings: Settings, documents: Documents, timeline: Time
                 about(labels.ABOUT["episodes_done"]),
             ),
             "episode": ("episode", episode, about(labels.ABOUT["episode"])),
-            "epoch": ("episode", episode // timeline.per_epoch + 1, about(labels.ABOUT["epoch"])),
+            "epoch": ("episode", timeline.place(episode)[0] + 1, about(labels.ABOUT["epoch"])),
             "step": ("step", np.arange(timeline.total), about(labels.ABOUT["step"])),
         },
         attrs={
             "inputs": list(documents.inputs),
             "episodes_per_epoch": timeline.per_epoch,
+            "epoch_lengths": list(timeline.lengths),
             "description": "only the first rows_committed rows of losses, and the steps of that "
             "many episodes less one, count",
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,10 +58,29 @@ class Timeline:
     documents: int  # T
     steps: int  # M
     per_epoch: int  # episodes of an epoch: T, unless the schedule says otherwise
+    lengths: tuple[int, ...] = ()  # those of each, where they are not all alike
 
     @property
     def episodes(self) -> int:
         return len(self.schedule)
+
+    @functools.cached_property
+    def boundaries(self) -> NDArray[np.int64]:
+        """Episodes done when an epoch begins, and when the last one ends, if it is whole. What the
+        schedule has beyond `lengths` is in epochs of `per_epoch`."""
+        known = np.cumsum([0, *self.lengths])
+        beyond = np.arange(known[-1] + self.per_epoch, self.episodes + 1, self.per_epoch)
+        both = np.append(known, beyond)
+        return both[both <= self.episodes]
+
+    def place(self, episode: Any) -> tuple[Any, Any]:
+        """The epoch of an episode, or of (n,) episodes, and its place within; the first are 0."""
+        epoch = np.searchsorted(self.boundaries, episode, side="right") - 1
+        return epoch, episode - self.boundaries[epoch]
+
+    def begins_epoch(self, episode: int) -> bool:
+        """Whether it is the first of an epoch."""
+        return bool(self.place(episode)[1] == 0)
 
     @property
     def total(self) -> int:
@@ -73,6 +93,12 @@ class Timeline:
         `every` is `step`, `N steps`, `episode`, `N episodes`, `epoch` or `N epochs`. Steps are the
         first of their period; episodes done start at 0. Raises `InputError` for anything else.
         """
+        times = self.periods(every, time)
+        return times[times < self.total] if time == STEP else times
+
+    def periods(self, every: str, time: str) -> NDArray[np.int64]:
+        """Where each period of `every` begins, as `due` has it, and where the last one ends, if
+        that is where the run does."""
         match = re.fullmatch(r"(?:(\d{1,9}) )?(step|episode|epoch)s?", every)
         count = int(match[1] or 1) if match else 0
         if not match or not count or (time == EPISODE and match[2] == "step"):
@@ -81,12 +107,11 @@ class Timeline:
                 + ("" if time == EPISODE else "'step', '5 steps', ")
                 + "'episode', '5 episodes', 'epoch' or '2 epochs'"
             )
-        each, M = self.per_epoch, self.steps
-        if time == STEP:
-            return np.arange(
-                0, self.total, count * {"step": 1, "episode": M, "epoch": M * each}[match[2]]
-            )
-        return np.arange(0, self.episodes + 1, count * {"episode": 1, "epoch": each}[match[2]])
+        M = self.steps if time == STEP else 1
+        if match[2] == "step":
+            return np.arange(0, self.total + 1, count)
+        known = self.boundaries if match[2] == "epoch" else np.arange(self.episodes + 1)
+        return known[::count] * M
 
     def labels(
         self, time: str, values: NDArray[np.integer], taken: frozenset[str] = frozenset()
@@ -95,13 +120,12 @@ class Timeline:
         trained on, episode, epoch, and the place within. -1 (epoch 0) before any training. `taken`
         are names of the same dataset: `document` becomes `trained_on` beside one of that name,
         `episode` `in_episode`; others are left out."""
-        each = self.per_epoch
         if time == STEP:
             episode, within = values // self.steps, values % self.steps
-            place = "step within its episode; first is 0"
+            epoch, place = self.place(episode)[0], "step within its episode; first is 0"
         else:
-            episode, within = values - 1, (values - 1) % each
-            place = "place of the last episode within its epoch; first is 0"
+            episode, place = values - 1, "place of the last episode within its epoch; first is 0"
+            epoch, within = self.place(episode)
         before = episode < 0
         order = np.append(self.schedule, -1)
         last = "" if time == STEP else " last; -1 for none"
@@ -115,7 +139,7 @@ class Timeline:
                 "episode, from the start of the run; first is 0",
             ),
             "epoch": (
-                np.where(before, 0, episode // each + 1),
+                np.where(before, 0, epoch + 1),
                 "pass over the documents; first is 1",
             ),
             "within": (np.where(before, -1, within), place),

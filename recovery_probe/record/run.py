@@ -55,9 +55,8 @@ class Run:
             check_format(path, root.attrs.get("format"))
         self.config: Settings = config.read(path / "config.toml")
         with store.reading(path / "provenance.json"):
-            self.provenance: dict[str, Any] = json.loads(
-                (path / "provenance.json").read_text("utf-8")
-            )
+            text = (path / "provenance.json").read_text("utf-8")
+            self.provenance: dict[str, Any] = json.loads(text)
             self.provenance["status"]
         with store.reading(path / "config.toml"):
             if "epochs" not in (path / "config.toml").read_text("utf-8"):
@@ -121,9 +120,9 @@ class Run:
     @property
     def timeline(self) -> Timeline:
         """When what is trained on."""
-        T = self.config.documents.count
-        per_epoch = int(self.record.attrs.get("episodes_per_epoch", T))
-        return Timeline(self.schedule.values, T, self.config.steps, per_epoch)
+        T, about = self.config.documents.count, self.record.attrs
+        epochs = about.get("episodes_per_epoch", T), tuple(about.get("epoch_lengths", ()))
+        return Timeline(self.schedule.values, T, self.config.steps, *epochs)
 
     @property
     def episodes_done(self) -> int:
@@ -199,9 +198,8 @@ class Run:
         """Times that count: of an array that covers a stretch, those whose stretch has ended."""
         values = dataset[time].values
         of_stretches = any(a.attrs.get("covers") == "stretch" for a in dataset.values())
-        if time != "step" or not of_stretches:
-            return np.asarray(values < rows)
-        ends = np.append(values[1:], len(self.schedule) * self.config.steps)
+        total, stretches = len(self.schedule) * self.config.steps, time == STEP and of_stretches
+        ends = np.append(values[1:], total) if stretches else values + 1
         return np.asarray(ends <= rows)
 
     def _check_chunks(self, group: str) -> None:
@@ -309,8 +307,8 @@ class Run:
     def _checkpoint(self, episodes_done: int) -> Path:
         known = checkpoints(self.path)
         if episodes_done not in known:
-            none = mends.no_checkpoint(self.provenance, episodes_done, known)
-            raise Missing(f"{self.path}: {none}")
+            why = mends.no_checkpoint(self.provenance, episodes_done, known)
+            raise Missing(f"{self.path}: {why}")
         folder = checkpoint_folder(self.path, episodes_done)
         if (folder / checkpoint.STATE).exists() and (wrong := checkpoint.damage(folder)):
             raise Damaged(

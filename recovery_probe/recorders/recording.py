@@ -59,8 +59,6 @@ class _AtWork:
         every = {STEP: "step", EPISODE: "episode", **self.layout.every}
         timeline = training.timeline
         self.due = {d: timeline.due(every[d], d) for d in (STEP, EPISODE)}
-        # All are due at 0, and then every so often.
-        self.period = {d: int(due[1]) if len(due) > 1 else None for d, due in self.due.items()}
         self.steps, self.total = timeline.steps, timeline.total
         self.seconds = 0.0
         self.rows: dict[str, dict[int, Any]] = defaultdict(dict)  # array -> row -> value
@@ -71,9 +69,9 @@ class _AtWork:
 
     def row(self, dimension: str, time: int) -> int | None:
         """The row of a time that is due, or for which the recorder is called all the same."""
-        period = self.period[dimension]
-        row, after = divmod(time, period) if period else (0, time)
-        return row if not after or self.recorder.sees_every_step else None
+        due = self.due[dimension]  # the first is 0
+        row = int(np.searchsorted(due, time, side="right")) - 1
+        return row if due[row] == time or self.recorder.sees_every_step else None
 
     def take(self, moment: Callable[[], Rows], dimension: str, time_: int) -> None:
         """Call a moment that is due, and keep the rows it returns."""
@@ -260,8 +258,8 @@ class Recording:
         return watching
 
     def before_step(self, step: Step) -> None:
-        timeline = self.training.timeline
-        self._put_seal(step.index % (timeline.per_epoch * timeline.steps) == 0)
+        first = step.index % self.training.timeline.steps == 0
+        self._put_seal(first and self.training.timeline.begins_epoch(step.episode))
         self._each("before_step", STEP, step.index, step)
 
     def after_backward(self, step: Step) -> None:
@@ -279,7 +277,7 @@ class Recording:
 
     def after_episode(self, done: int) -> None:
         token_losses = torch.cat(self.token_losses)
-        self._put_seal(done % self.training.timeline.per_epoch == 0)
+        self._put_seal(self.training.timeline.begins_epoch(done))
         self.episode = Episode(done, self.training.model, token_losses)
         self._each("after_episode", EPISODE, done, self.episode)
         self._put_seal(False)

@@ -43,9 +43,10 @@ class WeightDeltas(Recorder):
     def start(self, training: Training) -> Layout:
         self.training, timeline = training, training.timeline
         self.parameters, self.sketches = training.model.parameters, training.sketches
-        self.epoch = timeline.per_epoch * timeline.steps
+        ends = timeline.boundaries * timeline.steps  # of epochs
+        self.epochs, self.longest = set(ends.tolist()), int(np.diff(ends, prepend=0).max())
         first = timeline.due(self.every, STEP)
-        self.period = int(first[1]) if len(first) > 1 else timeline.total + 1
+        self.cut_short = timeline.total not in timeline.periods(self.every, STEP)
         self.first, self.last = set(first.tolist()), {*(first[1:] - 1).tolist(), timeline.total - 1}
         self.from_gradient = (
             plain_rate(training.optimizer) is not None
@@ -83,13 +84,13 @@ class WeightDeltas(Recorder):
             sketch, norm = self.sketches.of_gradients(step.index, self.parameters)
             rate = plain_rate(self.training.optimizer) or 0.0
             self.moved -= rate * sketch
-            if (step.index + 1) % self.epoch == 0:
+            if step.index + 1 in self.epochs:
                 self._compare(step.index)
             return {"sketched": -rate * sketch, "norm": rate * norm}
         if step.index not in self.last or not self.begun:
             return None
         # The last one of a run goes on where more epochs are asked for.
-        self.begun = (step.index + 1) % self.period != 0
+        self.begun = self.cut_short and step.index + 1 == self.training.timeline.total
         sketch, norm = self.sketches(self._differences())
         return {"sketched": sketch, "norm": norm}
 
@@ -120,7 +121,7 @@ class WeightDeltas(Recorder):
         now, size = self.sketches(self.parameters)
         moved = (now - self.start_sketch).double()
         off = (moved - self.moved).norm(dim=1)
-        rounding = torch.finfo(now.dtype).eps * (self.epoch + ROUNDED) * size.double()
+        rounding = torch.finfo(now.dtype).eps * (self.longest + ROUNDED) * size.double()
         if (off > rounding).any():
             worst = int((off - rounding).argmax())
             raise HookError(

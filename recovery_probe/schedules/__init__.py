@@ -7,8 +7,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from recovery_probe import config
 from recovery_probe.errors import InputError
 from recovery_probe.plugins import AUTHORS, Plugin, reason
+from recovery_probe.record.layout import Timeline
+from recovery_probe.seeds import generator
+from recovery_probe.settings import Settings
 
 
 class Schedule(Plugin):
@@ -26,6 +30,10 @@ class Schedule(Plugin):
         """Episodes of an epoch: after which documents come back, where they do. What is due by the
         epoch, and what is labelled by it, asks this."""
         return documents
+
+    def lengths(self, documents: int, epochs: int) -> tuple[int, ...]:
+        """Episodes of each epoch from the first on, as far as they are not of `per_epoch`."""
+        return ()
 
 
 def check_epoch(after: int, epochs: int) -> None:
@@ -48,6 +56,21 @@ def fresh_ones(
             f"({setting}) in each of {epochs} epochs are {wanted}"
         )
     return np.arange(fixed, wanted).reshape(epochs, new)
+
+
+def planned(settings: Settings) -> Timeline:
+    """The schedule that settings ask for. Raises `InputError` where there is none such."""
+    T, schedule = settings.documents.count, config.made(settings, "schedule")
+    rng = generator(settings.seed.order, "schedule")
+    order = document_of_episode(schedule, T, settings.epochs, rng)
+    per_epoch = schedule.per_epoch(T, settings.epochs)
+    lengths = tuple(schedule.lengths(T, settings.epochs))
+    if not all(isinstance(length, int) and length > 0 for length in (per_epoch, *lengths)):
+        raise InputError(
+            f"schedule {schedule.name}: epochs of {per_epoch} episodes, and {list(lengths)} at "
+            "first: expected whole numbers above 0"
+        )
+    return Timeline(order, T, settings.steps, per_epoch, lengths)
 
 
 def document_of_episode(

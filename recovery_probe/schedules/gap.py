@@ -17,7 +17,8 @@ from recovery_probe.schedules import Schedule, check_epoch
 class Gap(Schedule):
     """The cycle for `after` epochs, then `size` episodes on documents that are in no cycle, then
     the cycle again: a clock goes on through the gap, a cue waits. The foreign ones are the last of
-    documents.count, so the cycle is of count - size documents."""
+    documents.count, so the cycle is of count - size documents; they lengthen the epoch that they
+    follow."""
 
     name = "gap"
 
@@ -28,6 +29,10 @@ class Gap(Schedule):
 
     def per_epoch(self, documents: int, epochs: int) -> int:
         return documents - self.size
+
+    def lengths(self, documents: int, epochs: int) -> tuple[int, ...]:
+        cycle = documents - self.size
+        return (*[cycle] * (self.after - 1), cycle + self.size)
 
     def order(self, documents: int, epochs: int, rng: np.random.Generator) -> NDArray[np.integer]:
         check_epoch(self.after, epochs)

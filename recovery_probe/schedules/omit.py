@@ -16,8 +16,9 @@ from recovery_probe.schedules import Schedule, check_epoch
 @dataclass
 class Omit(Schedule):
     """The cycle for `after` epochs, then without some of its documents, the others closing up: does
-    the loss of one that never comes again still fall when its turn would be? Later epochs are
-    shorter by those that are left out."""
+    the loss of one that never comes again still fall when its turn would be, between its
+    neighbours? Nothing takes its place, which would be one more thing to tell apart: later epochs
+    are shorter by those that are left out."""
 
     name = "omit"
 
@@ -25,6 +26,12 @@ class Omit(Schedule):
     after: Annotated[int, Ge(1)] = 3
     # the documents that are left out
     documents: tuple[Annotated[int, Ge(0)], ...] = (0,)
+
+    def per_epoch(self, documents: int, epochs: int) -> int:
+        return documents - len(set(self.documents))
+
+    def lengths(self, documents: int, epochs: int) -> tuple[int, ...]:
+        return (documents,) * self.after
 
     def order(self, documents: int, epochs: int, rng: np.random.Generator) -> NDArray[np.integer]:
         check_epoch(self.after, epochs)

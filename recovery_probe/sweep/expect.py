@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from recovery_probe.record.layout import Array
+from recovery_probe.schedules import planned
 from recovery_probe.settings import Settings
 from recovery_probe.sweep.spec import Job
 
@@ -32,8 +33,6 @@ def work(settings: Settings) -> float:
 def seconds_and_bytes(jobs: Sequence[Job]) -> tuple[float, float]:
     """Of all these runs, one after the other: from an episode of the smallest and of the largest,
     and between them in proportion to `work`."""
-    from recovery_probe.training import planned
-
     ordered = sorted(jobs, key=lambda job: work(job.point.settings))
     ends = [ordered[0], ordered[-1]]
     at = [work(job.point.settings) for job in ends]

@@ -43,7 +43,7 @@ from recovery_probe.errors import InputError
 from recovery_probe.plugins import STRICT
 from recovery_probe.settings import Settings
 from recovery_probe.spelling import nearest
-from recovery_probe.train.plan import Point, with_controls
+from recovery_probe.train.plan import Point, check_plan, with_controls
 
 NAMED = resources.files("recovery_probe") / "sweeps"
 SEED = "seed"
@@ -254,6 +254,7 @@ def planned(spec: Sweep, out: Path) -> list[Job]:
             try:
                 settings = config.from_dict(config.merged(base, changes))
                 plan = with_controls(settings, folder / f"seed={seed}", spec.control)
+                check_plan(plan)
             except InputError as error:
                 said = ", ".join(f"{n} = {v!r}" for n, v in changes.items())
                 raise InputError(f"the point {said}: {error}") from None

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recovery_probe.errors import Diverged
+from recovery_probe.record.layout import Timeline
 
 MEND = "try a smaller learning rate (optimizer.lr)"
 
@@ -28,15 +29,18 @@ def check_finite(episode: int, train_loss: Sequence[float], row: NDArray[np.floa
         )
 
 
-def check_below_untrained(episode: int, rows: NDArray[np.float64], documents: int) -> None:
-    """Raise `Diverged` when the mean loss of the trained documents stayed above its untrained
-    value for a whole epoch. `rows`: (episodes done + 1, T + H)."""
-    T = documents
-    if len(rows) <= T:
+def check_below_untrained(done: int, rows: NDArray[np.float64], timeline: Timeline) -> None:
+    """Raise `Diverged` when the mean loss of the documents of a whole epoch stayed above its
+    untrained value as long as that. `rows`: (episodes + 1, T + H), of which `done` + 1 count.
+    Documents that were not trained on then may fare as they like."""
+    length = timeline.per_epoch
+    if done < length:
         return
-    untrained, means = rows[0, :T].mean(), rows[-T:, :T].mean(axis=1)
+    these = np.unique(timeline.schedule[done - length : done])
+    untrained = rows[0, these].mean()
+    means = rows[done - length + 1 : done + 1, these].mean(axis=1)
     if (means > untrained).all():
         raise Diverged(
-            f"episode {episode}: the mean loss has been above its untrained {untrained:.3f} for a "
+            f"episode {done - 1}: the mean loss has been above its untrained {untrained:.3f} for a "
             f"whole epoch, and is now {means[-1]:.3f}; {MEND}"
         )

@@ -66,4 +66,4 @@ def conclude(
     recording.commit(writer)
     writer.commit(done, training.rows[done], train_loss)
     recording.committed()
-    check_below_untrained(done - 1, training.rows[: done + 1], training.timeline.documents)
+    check_below_untrained(done, training.rows, training.timeline)

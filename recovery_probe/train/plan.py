@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from recovery_probe import config, plugins
 from recovery_probe.errors import InputError
+from recovery_probe.schedules import planned
 from recovery_probe.settings import Settings
 
 ROLES = ("run", "control", "twin")
@@ -70,7 +71,8 @@ def _with_settings(control: str) -> tuple[str, dict[str, Any]]:
 def check_plan(plan: Sequence[Point]) -> None:
     """Raise `InputError` for a plan of nothing, two runs in one place, or a control that is none:
     it differs from the run before it in its schedule, and in that alone. A twin differs in
-    nothing."""
+    nothing. Every schedule is asked for its order, so that one that cannot be is known before the
+    first run."""
     if not plan:
         raise InputError("a plan of no runs")
     run = None
@@ -79,6 +81,7 @@ def check_plan(plan: Sequence[Point]) -> None:
             raise InputError(f"{point.path}: two runs of the plan in one place")
         if point.role not in ROLES:
             raise InputError(f"{point.path}: role = {point.role!r}: expected {', '.join(ROLES)}")
+        planned(point.settings)
         if point.role == "run":
             run = point
             continue

@@ -44,14 +44,15 @@ class Progress:
     def tell(self, training: Training) -> None:
         """After an episode: mean loss of the trained documents (nats) and their latest recovery,
         once an epoch, and on a plain terminal when nothing was said for a while."""
-        done, T, each = training.done, self.timeline.documents, self.timeline.per_epoch
+        done, T = training.done, self.timeline.documents
+        epoch, within = self.timeline.place(done)
         if self.bar is not None:
             self.bar.update(done - self.bar.n)
         late = self.bar is None and time.monotonic() - self.spoke > QUIET
-        if done % each and not late and done < self.episodes:
+        if within and not late and done < self.episodes:
             return
         loss = float(training.rows[done, :T].mean())
-        start = max(0, done - RECENT * each)
+        start = max(0, done - RECENT * self.timeline.per_epoch)
         schedule = training.timeline.schedule[start:done]
         recovery = stats.recovery_so_far(training.rows[start : done + 1, :T], schedule)
         score = "none yet" if np.isnan(recovery) else f"{recovery:.2f}"
@@ -60,9 +61,10 @@ class Progress:
             return
         self.spoke = time.monotonic()
         left = (self.spoke - self.started) / (done - self.done_before) * (self.episodes - done)
-        within = f" and {done % each} documents" if done % each else ""
+        epochs = self.timeline.place(self.episodes - 1)[0] + 1
+        more = f" and {within} documents" if within else ""
         print(
-            f"{self.label}: epoch {done // each}{within} of {-(-self.episodes // each)}, "
+            f"{self.label}: epoch {epoch}{more} of {epochs}, "
             f"loss {loss:.3f}, recovery {score}, {left:.0f} s left",
             file=sys.stderr,
             flush=True,
