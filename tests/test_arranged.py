@@ -243,6 +243,11 @@ def test_neighbours_share_what_was_asked_for(
     assert moved.inputs["tokens"].tolist() == [made.inputs["tokens"].tolist()[i] for i in at]
 
 
+def test_no_token_is_lost_to_rounding() -> None:
+    """0.29 * 100 is 28.999999999999996."""
+    assert tiny(documents={"tokens": 100, "overlap": 0.29}).documents.shared == 29
+
+
 def test_overlap_in_a_run(tmp_path: Path) -> None:
     run = rp.fit(tiny(documents={"overlap": 0.75}, recorders=[], epochs=1), tmp_path / "run")
     tokens = run.record.tokens.values
