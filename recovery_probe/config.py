@@ -22,7 +22,7 @@ import tomli_w
 from recovery_probe import plugins
 from recovery_probe.errors import InputError
 from recovery_probe.plugins import Plugin
-from recovery_probe.settings import Seed, Settings, Table
+from recovery_probe.settings import Documents, Seed, Settings, Table
 from recovery_probe.spelling import nearest
 
 PRESETS = resources.files("recovery_probe") / "presets"
@@ -109,7 +109,28 @@ def resolved(settings: Settings, origin: str = "settings") -> Settings:
             f"and steps = {settings.steps} make {steps:.2g} gradient steps, more than "
             f"{MOST_STEPS:.0e}: ask for fewer"
         )
+    if wrong := _misfit(settings.documents):
+        raise InputError(f"{origin}: {wrong}")
     return replace(settings, tables=tables, **parts)
+
+
+def _misfit(part: Documents) -> str:
+    """Why documents cannot have the window or the overlap that is asked for, if so."""
+    T, C, overlap, window = part.count, part.tokens, part.overlap, part.window
+    if window != "none" and window > C // 2:
+        return f"documents.window = {window}: expected 0 to {C // 2}, half of documents.tokens"
+    if overlap and window != "none":
+        return (
+            f"documents.overlap = {overlap} and documents.window = {window}: a window would move "
+            "onto its neighbours' tokens: one of the two"
+        )
+    if (T - 1) * (C - part.shared) < C:
+        return (
+            f"documents.overlap = {overlap}: neighbours in a ring of {T} documents share "
+            f"{100 * (T - 2) // (T - 1) / 100} at most, or they would meet at both ends: lower it, "
+            "or raise documents.count"
+        )
+    return ""
 
 
 def checked(kind: type[Plugin], values: Mapping[str, Any], where: str) -> Table:

@@ -90,9 +90,14 @@ class Documents(Chosen):
     window: Literal["none"] | Annotated[int, Ge(0)] = "none"
     # puts the same T documents in other places, by this number; 0: as they were drawn
     permute: Annotated[int, Ge(0)] = 0
-    # share of its tokens that each of the T has from the next, the last from the first: neighbours
-    # alike in the data
+    # share of its tokens, in whole tokens, that each of the T has from the next, the last from the
+    # first: neighbours alike in the data, unless `permute` parts them
     overlap: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+    @property
+    def shared(self) -> int:
+        """Tokens that a document has from the next; what rounding took from a whole one is back."""
+        return int(self.overlap * self.tokens + 1e-9)
 
 
 @dataclass(frozen=True)

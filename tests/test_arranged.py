@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 import recovery_probe as rp
-from recovery_probe.documents import arrange
+from recovery_probe.documents import load as load_documents
+from recovery_probe.record.folder import checkpoint_folder
 
 C, T, H = 24, 5, 2
 
@@ -85,10 +87,25 @@ def test_a_window_moves_and_its_middle_is_evaluated(tmp_path: Path) -> None:
         assert ours[tuple(row)] == pytest.approx(loss, abs=1e-6)
 
 
-def test_offsets_are_uniform() -> None:
-    drawn = arrange.offsets(256, 8, 17_000, np.random.default_rng(0))
-    counts = Counter(drawn)
-    assert set(counts) == set(range(128 - 8, 128 + 9))
+@pytest.mark.parametrize("w", [2, C // 2])
+def test_offsets_are_uniform(w: int, rows: str) -> None:
+    """Of an odd C too, whoever takes the steps: pairwise recovery does so as this does."""
+    part = {"source": rows, "tokens": 19 if w == 2 else 20, "window": min(w, 10), "min_tokens": 2}
+    training = rp.Training.open(tiny(steps=1000, documents=part, recorders=[]))
+    size, w = part["tokens"], part["window"]
+    counts: Counter[int] = Counter()
+    for document in range(3):
+        around = training.documents.inputs["around"][document].tolist()
+        for step in training.steps_on(document, f"dropout of document {document}", 0):
+            (ids,) = step.inputs["tokens"].tolist()
+            assert {name: len(v[0]) for name, v in step.inputs.items()} == {
+                "tokens": size,
+                "mask": size,
+            }
+            start = around.index(ids[0])  # no two tokens are alike
+            assert ids == around[start : start + size]
+            counts[start - size // 2] += 1
+    assert set(counts) == set(range(-w, w + 1))
     assert chisquare(list(counts.values())).pvalue > 0.01
 
 
@@ -176,34 +193,59 @@ def test_other_places_for_the_same_documents() -> None:
         np.testing.assert_array_equal(tokens, plain.inputs["tokens"][at])
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(2, 9), st.integers(2, 40), st.floats(0.05, 0.95))
-def test_neighbours_share_what_was_asked_for(trained: int, size: int, overlap: float) -> None:
-    stride = max(1, round((1 - overlap) * size))
-    ids = np.arange(trained * size).reshape(trained, size)
-    names = [f"d{j}" for j in range(trained)]
-    if trained * stride < size:
-        with pytest.raises(rp.InputError, match=r"overlap = .* fewer than"):
-            arrange.sizes(
-                rp.preset(
-                    "quickstart",
-                    documents={
-                        "count": trained,
-                        "tokens": size,
-                        "overlap": overlap,
-                        "min_tokens": 2,
-                    },
-                ).documents
-            )
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ten documents of 40 tokens, no two tokens alike."""
+    path = tmp_path_factory.mktemp("rows") / "ids.npy"
+    np.save(path, np.arange(400).reshape(10, 40))
+    return str(path)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(2, 8), st.integers(2, 30), st.integers(0, 99), st.integers(0, 3))
+def test_neighbours_share_what_was_asked_for(
+    rows: str, trained: int, size: int, percent: int, permute: int
+) -> None:
+    """The oracle lays the documents out on a ring in a plain loop, and counts."""
+    part = {"source": rows, "count": trained, "held_out": 2, "tokens": size, "permute": permute}
+
+    def load(**changes: Any) -> Any:
+        wanted = tiny(documents={**part, "min_tokens": 2, **changes})
+        return load_documents(wanted, lambda text: [])
+
+    shared = percent * size // 100
+    stride = size - shared
+    if (trained - 1) * stride < size:
+        assert Fraction(percent, 100) > Fraction(trained - 2, trained - 1)
+        with pytest.raises(rp.InputError, match=rf"documents.overlap = {percent / 100}: .* lower"):
+            load(overlap=percent / 100)
         return
-    made, said = arrange.ring(ids, names, overlap)
-    assert made.shape == ids.shape
-    for j in range(trained):
-        following = made[(j + 1) % trained]
-        # The end of each is the beginning of the next, the last one's of the first.
-        np.testing.assert_array_equal(made[j][stride:], following[: size - stride])
-        np.testing.assert_array_equal(made[j][:stride], ids[j][: min(stride, size)])
-        assert said[j].startswith(f"d{j} … d")
+    drawn = load(permute=0)
+    own = drawn.inputs["tokens"].tolist()
+    line = [token for j in range(trained) for token in own[j][:stride]]
+    ring = [[line[(j * stride + i) % len(line)] for i in range(size)] for j in range(trained)]
+    made = load(overlap=percent / 100, permute=0)
+    assert made.inputs["tokens"].tolist() == ring + own[trained:]
+    if trained > 2:
+        for j in range(trained):
+            assert len({*ring[j]} & {*ring[(j + 1) % trained]}) == shared
+    for j in range(trained if shared else 0):
+        holders = [k for k in range(trained) if {*own[k]} & {*ring[j]}]
+        first, last = made.names[j].split(" … ")
+        assert first == drawn.names[j]
+        assert drawn.names.index(last) in holders
+        assert ring[j][-1] in own[drawn.names.index(last)]
+    # Other places, the same documents.
+    moved = load(overlap=percent / 100)
+    at = [made.names.index(name) for name in moved.names]
+    assert sorted(at[:trained]) == list(range(trained))
+    assert at[trained:] == list(range(trained, trained + 2))
+    assert moved.inputs["tokens"].tolist() == [made.inputs["tokens"].tolist()[i] for i in at]
+
+
+def test_no_token_is_lost_to_rounding() -> None:
+    """0.29 * 100 is 28.999999999999996."""
+    assert tiny(documents={"tokens": 100, "overlap": 0.29}).documents.shared == 29
 
 
 def test_overlap_in_a_run(tmp_path: Path) -> None:
@@ -213,6 +255,9 @@ def test_overlap_in_a_run(tmp_path: Path) -> None:
         shared = tokens[j][C // 4 :] == tokens[(j + 1) % T][: C - C // 4]
         assert shared.all()
     assert len(set(run.record.digest.values.tolist())) == T + H
+    # It has no text of its own: none is shown.
+    assert [bool(text) for text in run.record.excerpt.values] == [False] * T + [True] * H
+    assert "neighbours share 0.75" in run.summary()["documents"]
     plain = documents()
     np.testing.assert_array_equal(tokens[T:], plain.inputs["tokens"][T:])
 
@@ -221,16 +266,19 @@ def test_overlap_in_a_run(tmp_path: Path) -> None:
     ("part", "said"),
     [
         ({"window": 13}, "documents.window = 13: expected 0 to 12, half of documents.tokens"),
-        ({"window": 2, "overlap": 0.5}, "documents.overlap and documents.window: one of the two"),
-        ({"overlap": 0.95}, "documents.overlap = 0.95: 5 documents .* fewer than the 24 tokens"),
+        (
+            {"window": 2, "overlap": 0.5},
+            "overlap = 0.5 and documents.window = 2: .* one of the two",
+        ),
+        ({"overlap": 0.8}, "documents.overlap = 0.8: .* of 5 documents share 0.75 at most"),
+        ({"overlap": 0.5, "count": 2}, "of 2 documents share 0.0 at most"),
         ({"window": -1}, "documents.window = -1"),
         ({"overlap": 1.0}, "documents.overlap = 1.0"),
     ],
 )
-def test_what_cannot_be_is_refused(part: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_when_it_is_read(part: dict[str, Any], said: str) -> None:
     with pytest.raises(rp.InputError, match=said):
-        rp.fit(tiny(documents=part), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        tiny(documents=part)
 
 
 def test_too_few_for_a_window(tmp_path: Path) -> None:
@@ -241,14 +289,46 @@ def test_too_few_for_a_window(tmp_path: Path) -> None:
         rp.fit(tiny(documents=part), tmp_path / "run")
 
 
+def test_every_token_that_a_window_may_show_is_known(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 250, (T + H, 2 * C))
+    ids[0, -1] = 9999  # never in the middle
+    np.save(tmp_path / "ids.npy", ids)
+    part = {"source": str(tmp_path / "ids.npy"), "window": 0}
+    with pytest.raises(rp.InputError, match="token 9999, and the network has embeddings for"):
+        rp.fit(tiny(documents=part), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("name", "own"),
     [("residual_stream", {"reduce": "all"}), ("attention_patterns", {"patterns": True})],
 )
-def test_rows_of_all_positions_need_padding(name: str, own: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_rows_of_all_positions_need_padding(
+    name: str, own: dict[str, Any], alike: bool, rows: str, tmp_path: Path
+) -> None:
     part = {"tokens": 200, "min_tokens": 2, "padding": "none"}
+    part |= {"source": rows} if alike else {}
     with pytest.raises(rp.InputError, match=f"recorder {name}: .* use documents.padding masked"):
         rp.fit(tiny(documents=part, recorders=[name], **{name: own}), tmp_path / "run")
+
+
+def test_one_label_cannot_be_shuffled(tmp_path: Path) -> None:
+    part = {"tokens": 2, "min_tokens": 2}
+    wanted = tiny(documents=part, interventions=["shuffle_labels"], recorders=[])
+    with pytest.raises(rp.InputError, match=r"a document of 2 tokens.*raise documents.min_tokens"):
+        rp.fit(wanted, tmp_path / "run")
+
+
+def test_what_unlearns_its_documents_is_not_called_diverged(tmp_path: Path) -> None:
+    """A network that knows them, then trained towards other labels: each epoch is worse than it
+    was, and nothing is wrong."""
+    knows = rp.fit(tiny(epochs=12, recorders=["checkpoints"]), tmp_path / "knows")
+    model = {"source": str(checkpoint_folder(knows.path, knows.episodes_done))}
+    again = {"model": model, "interventions": ["shuffle_labels"], "recorders": [], "epochs": 3}
+    run = rp.fit(tiny(**again), tmp_path / "run")
+    means = run.losses.values[:, :T].mean(1)
+    assert run.status == "complete"
+    assert (means[1:] > means[0]).all()
 
 
 def test_shuffled_labels_are_of_the_document_and_new_at_every_visit(tmp_path: Path) -> None:

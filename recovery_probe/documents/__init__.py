@@ -90,23 +90,24 @@ def load(settings: Settings, tokenize: Callable[[str], list[int]]) -> Documents:
             copies.add(ids[:wide])
     if len(chosen) < need:
         raise InputError(_too_few(settings, len(pool), len(chosen), left_out, least))
-    chosen = [chosen[i] for i in arrange.places(T, need, part.permute)]
     names = [document.name for document, _ in chosen]
     texts = [getattr(document, "text", "") for document, _ in chosen]
     tokens = np.zeros((need, wide), dtype=np.int64)
     for row, (_, ids) in zip(tokens, chosen, strict=True):
         row[: len(ids)] = ids
     lengths = np.array([len(ids) for _, ids in chosen])
-    inputs = {}
+    inputs: dict[str, NDArray[Any]] = {}
     if part.window != "none":
         inputs["around"], tokens, lengths = tokens, arrange.middle(tokens), lengths - C
-    if part.overlap:
-        tokens[:T], names[:T] = arrange.ring(tokens[:T], names[:T], part.overlap)
-        texts[:T] = [""] * T
+    if part.shared:
+        tokens[:T], names[:T] = arrange.ring(tokens[:T], names[:T], part.shared)
+        texts[:T] = [""] * T  # none of its own: its tokens are from several
+    inputs |= {"tokens": tokens, "mask": np.arange(C) < lengths[:, None]}
+    order = arrange.places(T, need, part.permute)
     return Documents(
-        inputs={"tokens": tokens, "mask": np.arange(C) < lengths[:, None], **inputs},
-        names=tuple(names),
-        texts=tuple(texts),
+        inputs={name: values[order] for name, values in inputs.items()},
+        names=tuple(names[i] for i in order),
+        texts=tuple(texts[i] for i in order),
         trained=T,
         left_out=left_out,
     )

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recovery_probe.errors import InputError
 from recovery_probe.seeds import generator
 from recovery_probe.settings import Documents as Part
 
@@ -17,23 +16,11 @@ Tokens = NDArray[np.int64]
 
 
 def sizes(part: Part) -> tuple[int, int]:
-    """Tokens that are kept of a document, and the least that one must have. Raises `InputError` for
-    settings that cannot go together."""
-    T, C, window = part.count, part.tokens, part.window
-    if part.overlap and window != "none":
-        raise InputError("documents.overlap and documents.window: one of the two")
-    if part.overlap and T * _stride(C, part.overlap) < C:
-        raise InputError(
-            f"documents.overlap = {part.overlap}: {T} documents that share so much have fewer than "
-            f"the {C} tokens of one: lower it, or raise documents.count"
-        )
-    if window == "none":
-        return C, max(part.min_tokens, C if part.overlap else 2)
-    if window > C // 2:
-        raise InputError(
-            f"documents.window = {window}: expected 0 to {C // 2}, half of documents.tokens"
-        )
-    return 2 * C, max(2 * C, part.min_tokens)
+    """Tokens that are kept of a document, and the least that one must have."""
+    C = part.tokens
+    if part.window != "none":
+        return 2 * C, max(2 * C, part.min_tokens)
+    return C, max(C, part.min_tokens) if part.shared else part.min_tokens
 
 
 def places(trained: int, total: int, number: int) -> list[int]:
@@ -56,12 +43,12 @@ def offsets(size: int, window: int, steps: int, rng: np.random.Generator) -> lis
     return (size // 2 + rng.integers(-window, window, steps, endpoint=True)).tolist()
 
 
-def ring(tokens: Tokens, names: Sequence[str], overlap: float) -> tuple[Tokens, list[str]]:
-    """Documents (T, C) as windows onto a ring: the beginnings of all of them in turn, of which
-    each has its own and, for a share of its tokens, those that follow. Neighbours share the most,
-    and the last shares with the first."""
+def ring(tokens: Tokens, names: Sequence[str], shared: int) -> tuple[Tokens, list[str]]:
+    """Documents (T, C) as windows of C tokens onto a ring of T · (C - shared): the beginnings of
+    all of them in turn. Each is its own beginning and what follows it; the next begins where its
+    last `shared` tokens do. Named by the first and the last document that it has tokens of."""
     T, C = tokens.shape
-    stride = _stride(C, overlap)
+    stride = C - shared
     around = tokens[:, :stride].ravel()
     starts = stride * np.arange(T)[:, None]
     last = [names[(j + (C - 1) // stride) % T] for j in range(T)]
@@ -69,11 +56,7 @@ def ring(tokens: Tokens, names: Sequence[str], overlap: float) -> tuple[Tokens, 
     return around[(starts + np.arange(C)) % around.size], whole
 
 
-def _stride(size: int, overlap: float) -> int:
-    return max(1, round((1 - overlap) * size))
-
-
 def cut(inputs: dict[str, Any], start: int, size: int) -> dict[str, Any]:
     """A document's inputs at a step, its tokens those of `around` from `start` on."""
-    around = inputs["around"][:, start : start + size]
-    return {**inputs, "tokens": around}
+    rest = {name: values for name, values in inputs.items() if name != "around"}
+    return {**rest, "tokens": inputs["around"][:, start : start + size]}

@@ -60,6 +60,11 @@ class Interventions:
         """Those that change activations: without them the network is another."""
         return [name for name, edits in self.edits.items() if edits]
 
+    @property
+    def relabelling(self) -> bool:
+        """Whether steps go after something else than what evaluations measure."""
+        return any(type(i).labels is not Intervention.labels for i in self.all)
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Edits in place; gone when it ends, also after an error. Attached before recorders, they

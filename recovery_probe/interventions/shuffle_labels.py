@@ -25,16 +25,20 @@ class ShuffleLabels(Intervention):
     def start(self, training: Training) -> None:
         if "tokens" not in training.inputs:
             raise InputError("shuffle_labels: the documents have no tokens to shuffle")
+        documents = training.documents
+        if (short := documents.lengths[: documents.trained].min()) < 3:
+            raise InputError(
+                f"shuffle_labels: a document of {short} tokens, of which one is asked for, has no "
+                "other order: raise documents.min_tokens (and documents.tokens) to 3 at least"
+            )
         self.seed = training.settings.seed.order
 
     def labels(self, step: Step, inputs: dict[str, Any]) -> dict[str, Any]:
         import torch
 
-        # Nothing is asked of position 0.
-        draws = generator(self.seed, f"labels of episode {step.episode}").permutation(
-            step.length - 1
-        )
+        rng = generator(self.seed, f"labels of episode {step.episode}")
         tokens = inputs["tokens"]  # (1, C)
-        order = 1 + torch.from_numpy(draws).to(tokens.device)
+        # Nothing asks for the token at position 0.
+        order = 1 + torch.from_numpy(rng.permutation(step.length - 1)).to(tokens.device)
         tokens[:, 1 : step.length] = tokens[:, order]
         return inputs

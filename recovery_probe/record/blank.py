@@ -20,7 +20,7 @@ from recovery_probe.settings import Settings
 INPUTS = {
     "tokens": "token ids; 0 past a document's length",
     "mask": "where a document is real",
-    "around": "token ids, of which a step has as many as a document, drawn anew",
+    "around": "token ids that each step's are cut from; tokens are the middle",
 }
 
 
@@ -53,7 +53,7 @@ def lay_out(path: Path, settings: Settings, documents: Documents, timeline: Time
             "excerpt": (
                 "document",
                 clean(text[:200] for text in documents.texts),
-                about("first 200 characters"),
+                about("first 200 characters of its text"),
             ),
         },
         coords={

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from recovery_probe import plugins
-from recovery_probe.settings import Model, Optimizer
+from recovery_probe.settings import Documents, Model, Optimizer
 
 
 def summary(run: Any) -> dict[str, str]:
@@ -24,7 +24,8 @@ def summary(run: Any) -> dict[str, str]:
         "progress": f"{run.episodes_done} of {total} episodes",
         "model": _model(c.model),
         "documents": f"{c.documents.count} + {c.documents.held_out} held out, "
-        f"{c.documents.tokens} tokens, {c.documents.source}",
+        f"{c.documents.tokens} tokens, {c.documents.source}"
+        + "".join(f", {said}" for said in _arranged(c.documents)),
         "schedule": f"{described(c.schedule.kind, c.schedule.own)}, {c.epochs} epochs, "
         f"{c.steps} steps per episode",
         "optimizer": described(c.optimizer.name, c.optimizer.own)
@@ -81,3 +82,13 @@ def html(run: Any) -> str:
 def described(name: str, settings: Mapping[str, Any]) -> str:
     """`sgd, lr 0.1`: a plug-in and those of its settings that say something."""
     return ", ".join([name, *plugins.in_words(settings)])
+
+
+def _arranged(documents: Documents) -> list[str]:
+    said = {
+        f"window moves by up to {documents.window}": documents.window != "none",
+        "steps without padding": documents.padding == "none",
+        f"neighbours share {documents.overlap:g}": documents.overlap > 0,
+        f"places by permutation {documents.permute}": documents.permute > 0,
+    }
+    return [words for words, so in said.items() if so]

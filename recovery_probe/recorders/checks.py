@@ -107,9 +107,10 @@ def misfit(value: Any, array: Array) -> str:
 
 
 def check_positions(name: str, layout: Layout, training: Training) -> None:
-    """Raise `InputError` for rows of positions where steps have more or fewer of them."""
-    uneven = len(set(training.documents.lengths[: training.timeline.documents].tolist())) > 1
-    if training.settings.documents.padding == "masked" or not uneven:
+    """Raise `InputError` for rows of all positions where some steps have fewer."""
+    documents = training.documents
+    full = documents.lengths[: documents.trained].min() == documents.mask.shape[1]
+    if training.settings.documents.padding == "masked" or full:
         return
     for array, about in layout.arrays.items():
         if about.time == STEP and {"position", "query", "key"} & set(about.dims):
