@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,18 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
     """A trained tiny cyclic run; `pair.controls` holds its shuffled control. Do not write to it."""
     out: Path = tmp_path_factory.mktemp("pair")
     return rp.fit(tiny(), out, control="shuffled")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A place of 16 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be made here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def planted(run: rp.Run, path: Path, losses: np.ndarray) -> rp.Run:

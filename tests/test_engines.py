@@ -19,7 +19,7 @@ from sweeping import ONE, SIX, check_same
 
 from recovery_probe.record.folder import is_run
 from recovery_probe.record.lock import is_locked
-from recovery_probe.sweep import processes, ray, read, slurm, sweep
+from recovery_probe.sweep import ray, read, slurm, sweep
 
 
 @pytest.fixture
@@ -58,7 +58,6 @@ def cluster() -> Iterator[None]:
 
 def engines(folder: Path) -> dict[str, Callable[[], Any]]:
     return {
-        "processes": lambda: processes(2),
         "ray": lambda: ray(cpus=1),
         "slurm, local": lambda: slurm(folder / "slurm", {"timeout_min": 5}, "local"),
         "slurm, debug": lambda: slurm(folder / "slurm", {"timeout_min": 5}, "debug"),
@@ -82,8 +81,7 @@ def test_every_engine_gives_the_same_records(
     if name == "ray":
         request.getfixturevalue("cluster")
     out = tmp_path / "out"
-    if name not in ("processes", "ray"):  # submitit starts a process for each run
-        tiny.write_text(ONE)
+    tiny.write_text(ONE)
     sweep(read(tiny), out, engines(tmp_path)[name](), estimate=False)
     check_same(out, whole)
 
@@ -108,13 +106,19 @@ def begun(out: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("engine", "number"),
-    [("processes", signal.SIGINT), ("processes", signal.SIGKILL), ("ray", signal.SIGKILL)],
+    ("engine", "number", "text"),
+    [
+        ("processes", signal.SIGINT, ONE),
+        ("processes", signal.SIGKILL, SIX),
+        ("ray", signal.SIGKILL, SIX),
+    ],
+    ids=["processes, interrupted", "processes, killed", "ray, killed"],
 )
 def test_workers_and_whoever_began_them_are_stopped(
-    engine: str, number: int, whole: Path, tiny: Path, tmp_path: Path
+    engine: str, number: int, text: str, whole: Path, tiny: Path, tmp_path: Path
 ) -> None:
     """A worker is killed; then the command is, or it is asked to stop; then it is given again."""
+    tiny.write_text(text)
     out = tmp_path / "out"
     process = start(tiny, out, "--engine", engine)
     try:

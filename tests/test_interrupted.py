@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -209,17 +208,6 @@ def test_a_copy_made_meanwhile_and_a_run_that_moves(tmp_path: Path) -> None:
     shutil.move(out, tmp_path / "moved")
     whole = rp.open_run(tmp_path / "moved").resume()
     assert differences(copy.resume(), whole) == []
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no small disk can be made here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_full_disk_in_the_middle(small_disk: Path, tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
-from networks import local_model
+from networks import local_model, plain_loop
 from recovery_probe_analyses import pairwise_recovery
-from test_train import plain_loop
 from test_training import Stops, assert_same, stopped
 
 import recovery_probe as rp
@@ -90,7 +89,12 @@ def test_losses_equal_a_plain_loops(optimizer: dict[str, Any], steps: int, tmp_p
     folder = local_model(tmp_path / "model", "gpt_neox")
     settings = tiny(steps=steps, epochs=2, model={"source": str(folder)}, optimizer=optimizer)
     run = rp.fit(settings, tmp_path / "run")
-    np.testing.assert_allclose(run.losses.values, plain_loop(folder, run), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        run.losses.values,
+        plain_loop(folder, run),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 FALLING = {"per": "episode", "decay": "cosine", "reset": "epoch"}

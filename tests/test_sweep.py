@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import differences
 from sweeping import TINY, runs
 from test_people_and_machines import refused
 
@@ -209,6 +211,28 @@ def test_one_that_fails_stops_no_other(
     other = tmp_path / "other"
     sweep(read(tiny, {"epochs": 2}), other, fail_fast=True, estimate=False)
     assert runs(other) == []
+
+
+def test_a_full_disk(
+    whole: Path, tiny: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said beforehand; and when it fills meanwhile, what was trained stays, and once there is room
+    the same call does the rest."""
+    out, filler = small_disk / "out", small_disk / "filler"
+    filler.write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 2_000_000))
+    said = refused(capsys, ["sweep", str(tiny), "--out", str(out)])
+    assert "what is recorded may take 3." in said
+    assert "make room, or choose another --out" in said
+    assert runs(out) == []
+    with pytest.raises(OSError, match="No space left"):  # for the page
+        sweep(read(tiny), out, estimate=False)
+    assert 0 < len(runs(out)) < 4
+    assert "the disk has" in capsys.readouterr().err.splitlines()[-1]
+    filler.unlink()
+    sweep(read(tiny), out, estimate=False)
+    assert len(runs(out)) == 4
+    for run in runs(out):
+        assert differences(run, rp.open_run(whole / run.path.relative_to(out))) == []
 
 
 def test_two_at_once(whole: Path, tiny: Path, tmp_path: Path) -> None:

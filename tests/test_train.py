@@ -17,58 +17,12 @@ import torch
 import xarray as xr
 import zarr
 from conftest import tiny
-from networks import SHAPES, local_model
+from networks import SHAPES, local_model, plain_loop
 from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe import stats
 from recovery_probe.record.writer import Writer
-
-
-def plain_loop(folder: Path, run: rp.Run) -> np.ndarray:
-    """The loss matrix of the same training by a plain Hugging Face model: the oracle."""
-    model = AutoModelForCausalLM.from_pretrained(folder).train()
-    tokens = torch.tensor(run.record.tokens.values)
-    lengths = run.record.length.values
-    wanted = run.config.optimizer
-
-    def loss_of(i: int) -> torch.Tensor:
-        row = tokens[i : i + 1, : lengths[i]]  # truncated, where ours pads
-        return model(input_ids=row, labels=row).loss
-
-    T, M = run.config.documents.count, run.config.steps
-    # torch's own falls to 0 where its steps end; the rate of each step, for every optimizer made.
-    falling = torch.optim.SGD([torch.zeros(1, requires_grad=True)], wanted.lr)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(falling, run.config.epochs * T * M)
-    rates = []
-    for _ in range(run.config.epochs * T * M):
-        rates.append(falling.param_groups[0]["lr"] if wanted.decay == "cosine" else wanted.lr)
-        falling.step()
-        cosine.step()
-
-    def make() -> torch.optim.Optimizer:
-        own = dict(wanted.own)
-        kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        return kinds[wanted.name](model.parameters(), **own)
-
-    def evaluate() -> list[float]:
-        with torch.no_grad():
-            return [loss_of(i).item() for i in range(len(tokens))]
-
-    rows, optimizer = [evaluate()], make()
-    for episode in range(run.config.epochs * T):
-        document = episode % T
-        if wanted.reset == "episode" or (wanted.reset == "epoch" and document == 0):
-            optimizer = make()
-        for step in range(M):
-            rate = rates[episode * M + step] / (M if wanted.per == "episode" else 1)
-            optimizer.param_groups[0]["lr"] = rate
-            model.zero_grad()
-            loss_of(document).backward()
-            optimizer.step()
-        rows.append(evaluate())
-    return np.array(rows)
-
 
 OPTIMIZERS = [
     {"name": "sgd", "lr": 0.05},
@@ -97,7 +51,12 @@ def test_losses_equal_a_plain_loops(
     )
     run = rp.fit(settings, tmp_path / "run")
     assert (run.record.length.values < 200).any()
-    np.testing.assert_allclose(run.losses.values, plain_loop(folder, run), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        run.losses.values,
+        plain_loop(folder, run),
+        atol=1e-5,
+        rtol=0,
+    )
     # The prequential loss of an episode is the loss of its document one row earlier.
     first = run.train_loss.values[:: settings.steps]
     before = [run.losses.values[e, d] for e, d in enumerate(run.schedule.values)]

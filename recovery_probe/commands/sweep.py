@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> None:
     from recovery_probe.sweep.running import State, sweep, tell_beforehand
 
     if command.plan:
-        tell_beforehand(jobs, State(jobs, out).todo())
+        tell_beforehand(jobs, State(jobs, out).todo(), out)
         return
     found = sweep(spec, out, engine, fail_fast=command.fail_fast)
     for line in (*found.attrs["warnings"], *found.attrs["verdicts"]):

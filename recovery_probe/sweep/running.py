@@ -28,6 +28,7 @@ from recovery_probe.record.writer import bring_back
 from recovery_probe.sweep import expect, job
 from recovery_probe.sweep.engines import Engine, in_process
 from recovery_probe.sweep.spec import Job, Sweep, planned
+from recovery_probe.train.announce import check_room
 from recovery_probe.train.fitting import check_same, links_of
 
 TRIES = 2  # of a run that fails
@@ -76,12 +77,11 @@ def sweep(
             job.write(one, links_of(one.plan, one.point))
         state = State(jobs, out)
         if todo := state.todo():
-            tell_beforehand(jobs, todo, estimate)
+            tell_beforehand(jobs, todo, out, estimate)
             _train(state, executor or in_process(), fail_fast)
-        state.write()
-        found = page.write(spec, jobs, state.messages, out)
         state.tell_left()
-        return found
+        state.write()
+        return page.write(spec, jobs, state.messages, out)
     finally:
         lock.close()
 
@@ -91,8 +91,11 @@ def status_of(path: Path) -> str:
     return open_run(path).status if is_run(path) else "planned"
 
 
-def tell_beforehand(jobs: Sequence[Job], todo: Sequence[Job], estimate: bool = True) -> None:
-    """Say on standard error how much there is to do."""
+def tell_beforehand(
+    jobs: Sequence[Job], todo: Sequence[Job], out: Path, estimate: bool = True
+) -> None:
+    """Say on standard error how much there is to do, and raise `InputError` when `out` has no room
+    for it."""
     said = f"{len(jobs)} runs, {len(jobs) - len(todo)} done"
     if estimate:
         seconds, size = expect.seconds_and_bytes(todo)
@@ -101,6 +104,8 @@ def tell_beforehand(jobs: Sequence[Job], todo: Sequence[Job], estimate: bool = T
             f"{size_of(int(size))} (from an episode of the smallest and of the largest)"
         )
     print(said, file=sys.stderr, flush=True)
+    if estimate:
+        check_room(out, int(size), "make room, or choose another --out")
 
 
 def in_words(seconds: float) -> str:

@@ -34,12 +34,19 @@ def announce(recording: Recording, training: Training, path: Path, force: bool) 
             share = f", about {seconds:.1f} s at each of {calls} episodes"
         print(f"record {recorder}: {size / 1e6:.1f} MB{share} ({shapes})", file=sys.stderr)
         total += size
+    if not force:
+        check_room(path, total, "record less (--no-record checkpoints), or add --force")
+
+
+def check_room(path: Path, size: int, mend: str) -> None:
+    """Raise `InputError` when so many bytes do not fit on the disk of `path`, which may not be
+    there yet."""
     place = next(p for p in [path.resolve(), *path.resolve().parents] if p.exists())
     free = shutil.disk_usage(place).free
-    if total > free and not force:
+    if size > free:
         raise InputError(
-            f"{path}: the record may take {size_of(total)} and the disk has {size_of(free)}: "
-            "record less (--no-record checkpoints), or add --force"
+            f"{path}: what is recorded may take {size_of(size)} and the disk has "
+            f"{size_of(free)}: {mend}"
         )
 
 
