@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from recovery_probe.documents.topics import python_topics
@@ -11,8 +12,17 @@ END_OF_TEXT = "<|endoftext|>"
 
 def train_tokenizer(vocabulary: int) -> Any:
     """A byte-level BPE tokenizer trained on the built-in documents, all of them."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
+
+    end = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained(vocabulary)), **end)
+
+
+@functools.cache  # the runs of a sweep share it
+def _trained(vocabulary: int) -> str:
+    """As JSON."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -24,5 +34,4 @@ def train_tokenizer(vocabulary: int) -> Any:
         show_progress=False,
     )
     bpe.train_from_iterator((d.text for d in python_topics()), trainer)
-    end = {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos", "pad")}
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, **end)
+    return bpe.to_str()
