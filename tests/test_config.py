@@ -68,7 +68,7 @@ def test_the_names_are_those_of_the_toml() -> None:
         ({"epochs": 2.5}, "epochs = 2.5"),
         ({"epochs": True}, "epochs = True"),
         ({"documents": {"count": 1}}, "documents.count = 1"),
-        ({"schedule": {"kind": "random"}}, "'random'; installed: block, cyclic, fresh"),
+        ({"schedule": {"kind": "unheard"}}, "'unheard'; installed: block, cyclic, fresh"),
         ({"schedule": {"kind": "shufled"}}, "did you mean 'shuffled'?"),
         ({"model": "pythia"}, "model = 'pythia'"),
         # A table belongs to its plug-in.
