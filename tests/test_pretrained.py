@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import plain_loop
-from transformers import AutoTokenizer
 
 import recovery_probe as rp
 from recovery_probe import config
@@ -49,9 +48,6 @@ def test_its_losses_are_plain_transformers(file: Path, tmp_path: Path) -> None:
         },
     )
     run = rp.fit(settings, tmp_path / "run")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    text = str(run.record.excerpt.values[0])
-    assert run.record.tokens.values[0, :10].tolist() == tokenizer(text)["input_ids"][:10]
     losses = plain_loop(file.parent, run, gguf_file=file.name)
     np.testing.assert_allclose(run.losses.values, losses, atol=1e-4, rtol=0)
     assert losses[0].max() < 6, "it has been trained: chance is 10.8"
