@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -62,6 +63,7 @@ def engines(folder: Path) -> dict[str, Callable[[], Any]]:
         "slurm, local": lambda: slurm(folder / "slurm", {"timeout_min": 5}, "local"),
         "slurm, debug": lambda: slurm(folder / "slurm", {"timeout_min": 5}, "debug"),
         "an executor of the user's": lambda: OneByOne(),
+        "one that calls late": lambda: Late(),
     }
 
 
@@ -72,6 +74,21 @@ class OneByOne(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+class Late(Executor):
+    """Tells that a run is done well before it calls who asked to be called."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Slow()
+        threading.Thread(target=lambda: future.set_result(fn(*args, **kwargs))).start()
+        return future
+
+
+class Slow(Future[Any]):
+    def _invoke_callbacks(self) -> None:
+        time.sleep(1)
+        super()._invoke_callbacks()  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", engines(Path()))
@@ -92,7 +109,7 @@ def start(tiny: Path, out: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not come"

@@ -220,14 +220,18 @@ def _train(state: State, engine: Executor | Engine, fail_fast: bool) -> None:
 
 def _pass(state: State, executor: Executor, todo: Sequence[Job], fail_fast: bool) -> None:
     futures: list[Future[str]] = []
+    told = threading.Semaphore(0)  # a future is done before those who wait for it are called
 
     def ended(one: Job, future: Future[str]) -> None:
-        if future.cancelled():
-            return
-        state.take(one, future)
-        if fail_fast and state.status[one.path] != "complete":
-            for other in futures:
-                other.cancel()
+        try:
+            if future.cancelled():
+                return
+            state.take(one, future)
+            if fail_fast and state.status[one.path] != "complete":
+                for other in futures:
+                    other.cancel()
+        finally:
+            told.release()
 
     for one in todo:
         if fail_fast and any(state.tries[other.path] for other in state.failed()):
@@ -239,6 +243,8 @@ def _pass(state: State, executor: Executor, todo: Sequence[Job], fail_fast: bool
         futures.append(future)
         future.add_done_callback(lambda future, one=one: ended(one, future))  # type: ignore[misc]
     wait(futures)
+    for _ in futures:
+        told.acquire()
 
 
 def _stop(executor: Executor) -> None:
