@@ -67,6 +67,7 @@ def _stoppable() -> Iterator[dict[int, float]]:
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
+    stop.came = came  # type: ignore[attr-defined]
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield came

@@ -53,6 +53,9 @@ def stoppable(training: Training) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
     for number in (signal.SIGINT, signal.SIGTERM):
+        # An interrupt that came while a library was imported may have been dropped there.
+        if getattr(signal.getsignal(number), "came", None):
+            raise KeyboardInterrupt
         if signal.getsignal(number) is not signal.SIG_IGN:  # as for a script's background jobs
             before[number] = signal.signal(number, ask)
     try:

@@ -22,11 +22,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the hub
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import recovery_probe as rp
+from recovery_probe.analyze import plots
 from recovery_probe.testing import toy_settings as tiny
 
 torch.set_num_threads(1)
 # No machine loses its power here, and a tiny run waits for its disk longer than it computes.
 os.fsync = lambda _: None
+# Drawing is a seventh of the tests' time. `test_a_figure_is_three_files` draws them all.
+plots.KINDS = ("svg",)
 # A script's background jobs ignore Ctrl-C, and so would the processes started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

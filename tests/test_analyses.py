@@ -20,7 +20,7 @@ from recovery_probe_analyses.recovery import Recovery
 
 import recovery_probe as rp
 from recovery_probe import plugins
-from recovery_probe.analyze import analyze, estimate
+from recovery_probe.analyze import analyze, estimate, plots
 from recovery_probe.analyze.groups import match, seeds_and_controls
 from recovery_probe.analyze.perform import instance
 from recovery_probe.cli import main
@@ -34,6 +34,15 @@ def again(name: str) -> rp.Analysis:
     analysis = instance(name)
     known = {f.name for f in fields(analysis)}
     return replace(analysis, from_checkpoint=True) if "from_checkpoint" in known else analysis
+
+
+def test_a_figure_is_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "KINDS", ("png", "svg", "pdf"))
+    fig, (axes,) = plots.figure()
+    axes.plot([1, 2])
+    plots.write(fig, tmp_path / "it")
+    starts = {f.suffix: f.read_bytes()[:5] for f in tmp_path.iterdir()}
+    assert starts == {".png": b"\x89PNG\r", ".svg": b"<?xml", ".pdf": b"%PDF-"}
 
 
 def test_every_file_is_an_entry_point() -> None:
@@ -108,7 +117,7 @@ class Top(Analysis):
     assert analyze(run, run.controls, [f"{file}:Top"])["top"]["top"] == top
     Top = plugins.find("analyses", f"{file}:Top")
     assert analyze(run, run.controls, [Top(times=2)])["top"]["top"] == 2 * top
-    assert (run.path / "analyses" / "top.png").stat().st_size > 1000
+    assert (run.path / "analyses" / "top.svg").stat().st_size > 1000
     analyze(run, (), [Recovery])
     kept = json.loads((run.path / "analyses" / "summary.json").read_text())
     assert {"top", "recovery"} <= set(kept)
@@ -166,8 +175,12 @@ def test_a_broken_analysis_stops_none_but_itself(
             raise ImportError("no module named nothing")
         return known[name]
 
+    def installed(group: str) -> dict[str, None]:
+        assert group == "analyses"
+        return dict.fromkeys([*known, "unloadable"])
+
     with monkeypatch.context() as patched:
-        patched.setattr(plugins, "installed", lambda group: dict.fromkeys([*known, "unloadable"]))
+        patched.setattr(plugins, "installed", installed)
         patched.setattr(plugins, "find", find)
         found = analyze(pair, out=tmp_path / "out")
     assert "online loss" in found["online_loss"]["verdict"]

@@ -83,7 +83,8 @@ def test_over_seeds_it_is_decided(tmp_path: Path) -> None:
 
 
 def test_a_twin_stands_beside_every_estimate(tmp_path: Path) -> None:
-    run = rp.fit(tiny(), tmp_path / "x", control=["shuffled", "twin"])
+    settings = tiny(recorders=["token_losses"])
+    run = rp.fit(settings, tmp_path / "x", control=["shuffled", "twin"])
     summary = analyze(run, run.controls)
     (twin,) = run.twins
     own = analyze(twin, run.controls, FEW, out=tmp_path / "twin")

@@ -127,7 +127,7 @@ def begun(out: Path) -> list[Path]:
     [
         ("processes", signal.SIGINT, ONE),
         ("processes", signal.SIGKILL, SIX),
-        ("ray", signal.SIGKILL, SIX),
+        ("ray", signal.SIGKILL, ONE),
     ],
     ids=["processes, interrupted", "processes, killed", "ray, killed"],
 )

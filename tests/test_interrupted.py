@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import start, wait_for
 from conftest import tiny, training
 from kills import differences
-from test_people_and_machines import refused, start, wait_for
+from test_people_and_machines import refused
 
 import recovery_probe as rp
 from recovery_probe import config
@@ -76,8 +77,8 @@ def test_the_same_command_starts_and_goes_on(tmp_path: Path) -> None:
     process = start(out, *FEW[2:], "--resume")
     wait_for(out, 6)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, said
+    code, said = process.ended()
+    assert code == 143, said
     assert f"python -m recovery_probe.train --resume {out}" in said.splitlines()[-1]
     run = rp.open_run(out)
     assert run.status == "interrupted"
@@ -86,7 +87,7 @@ def test_the_same_command_starts_and_goes_on(tmp_path: Path) -> None:
     process = start(out, *FEW[2:], "--resume")
     wait_for(out, done + 4)
     process.kill()
-    said = process.communicate()[1]
+    _, said = process.ended()
     assert f"goes on after {done} of 2000 episodes" in said
     assert run.refresh().status == "killed"
 
@@ -129,7 +130,9 @@ def test_resume_by_the_directory_alone(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_hook_is_named_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text("def f(tensor, *, hook):\n    return tensor.mean()\n")
     hook = ["--hook", f"{tmp_path / 'mine.py'}:f@blocks.0.hook_resid_post"]
-    (tmp_path / "settings.toml").write_text(config.to_toml(tiny(epochs=1)))
+    (tmp_path / "settings.toml").write_text(
+        config.to_toml(tiny(epochs=1, recorders=["checkpoints"]))
+    )
     out = str(tmp_path / "run")
     main(["train", "--config", str(tmp_path / "settings.toml"), "--out", out, *hook])
     said = refused(capsys, ["train", "--resume", out, "--epochs", "2"])
@@ -193,7 +196,7 @@ def test_a_copy_made_meanwhile_and_a_run_that_moves(tmp_path: Path) -> None:
     """`cp -r` of a run that is being written goes on by itself, and so does one in another
     place."""
     out = tmp_path / "run"
-    process = start(out, "--epochs", "30", "--recorders", "token_losses", "checkpoints")
+    process = start(out, "--epochs", "12", "--recorders", "token_losses", "checkpoints")
     try:
         run = wait_for(out, 10)
         subprocess.run(["cp", "-r", str(out), str(tmp_path / "copy")], check=True)
@@ -202,7 +205,7 @@ def test_a_copy_made_meanwhile_and_a_run_that_moves(tmp_path: Path) -> None:
         assert run.refresh().episodes_done >= more.episodes_done > 10
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.ended()
     copy = rp.open_run(tmp_path / "copy")
     assert copy.status == "killed"
     shutil.move(out, tmp_path / "moved")

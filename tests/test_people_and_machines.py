@@ -16,27 +16,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from commands import LONG, start, wait_for
 from conftest import cut, tiny
 
 import recovery_probe as rp
 from recovery_probe import config
 from recovery_probe.cli import main
-
-LONG = "--control none --epochs 500 --documents.count 4 --model.depth 1 --model.width 32 --steps 2"
-
-
-def start(out: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "recovery_probe.train", "quickstart", "--out", str(out)]
-    return subprocess.Popen([*command, *LONG.split(), *words], stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(out: Path, episodes: int, seconds: float = 90) -> rp.Run:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (out / "record.zarr").exists() and rp.open_run(out).episodes_done >= episodes:
-            return rp.open_run(out)
-        time.sleep(0.05)
-    raise AssertionError(f"no {episodes} episodes in {seconds} s")
 
 
 def refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
@@ -57,15 +42,15 @@ def test_one_trainer_in_a_directory(tmp_path: Path) -> None:
         assert wait_for(out, 3).status == "running"
         for words in ([], ["--overwrite", "--seed", "1"]):
             second = start(out, *words)
-            _, said = second.communicate(timeout=90)
-            assert second.returncode == 2
+            code, said = second.ended()
+            assert code == 2
             assert "Traceback" not in said
         assert f"is being written by process {first.pid} on " in said
         assert first.poll() is None
     finally:
         first.send_signal(signal.SIGTERM)
-        _, said = first.communicate(timeout=60)
-    assert first.returncode == 143
+        code, said = first.ended()
+    assert code == 143
     assert re.search(
         r"error: .*/run: stopped after \d+ of 2000 episodes; to go on from its checkpoint after",
         said,
@@ -85,7 +70,7 @@ def test_a_killed_run_is_called_so_and_can_be_replaced(
     process = start(out)
     wait_for(out, 1)
     process.kill()
-    process.communicate()
+    process.ended()
     assert rp.open_run(out).status == "killed"
     rp.fit(tiny(epochs=1), out, overwrite=True)
     assert f"was left by process {process.pid} on " in capsys.readouterr().err
@@ -97,7 +82,9 @@ def test_an_interrupt_while_libraries_load_is_one_line(tmp_path: Path, seconds: 
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", "import recovery_probe"])
     up = time.monotonic() - began  # about when Python itself is, on a machine as busy as this
-    process = start(tmp_path / "run")
+    command = [sys.executable, "-m", "recovery_probe.train", "quickstart", *LONG.split()]
+    command += ["--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     time.sleep(up + seconds)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -106,6 +93,20 @@ def test_an_interrupt_while_libraries_load_is_one_line(tmp_path: Path, seconds: 
         assert "Traceback" not in said
         assert said.splitlines()[-1].startswith("error: ")
     assert not [f for f in os.listdir(tmp_path) if f != "run"], "something is left aside"
+
+
+def test_an_interrupt_that_a_library_drops_is_heard_all_the_same(tmp_path: Path) -> None:
+    """As where it comes inside an import that is tried, or in a callback of C code."""
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+        "def norm(tensor, *, hook):\n    return tensor.norm()\n"
+    )
+    process = start(tmp_path / "run", "--hook", f"{tmp_path / 'mine.py'}:norm@hook_embed")
+    code, said = process.ended()
+    assert code == 130
+    assert said.splitlines()[-1].startswith("error: ")
+    assert rp.open_run(tmp_path / "run").episodes_done == 0
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_a_burst_of_interrupts_leaves_a_whole_record(tmp_path: Path) -> None:
     for _ in range(6):
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
-    process.communicate(timeout=60)
+    process.ended()
     run = rp.open_run(out)
     assert run.status == "interrupted"
     run.check()

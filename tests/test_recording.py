@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import start, wait_for
 from conftest import tiny
 
 import recovery_probe as rp
@@ -189,22 +187,19 @@ def test_a_recorder_that_cannot_watch_a_network_says_so(
 
 def test_a_killed_run_keeps_whole_episodes_of_every_recorder(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "recovery_probe.train", "quickstart", "--out", str(out)]
-    command += ["--control", "none", "--epochs", "300", "--documents.count", "4"]
-    command += ["--model.depth", "1", "--model.width", "32", "--steps", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = start(out)
     try:
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            if (out / "record.zarr").exists() and rp.open_run(out).episodes_done >= 9:
-                break
-            time.sleep(0.05)
+        wait_for(out, 9)
     finally:
         process.kill()
-        process.wait()
+        process.ended()
     run = rp.open_run(out)
     done = run.episodes_done
-    assert done >= 9
+    assert 9 <= done < 2000
+    assert np.isfinite(run.losses.values[: done + 1]).all()
+    assert np.isnan(run.losses.values[done + 1 :]).all()
+    assert np.isfinite(run.train_loss.values[: 2 * done]).all()
+    assert np.isnan(run.train_loss.values[2 * done :]).all()
     for name in run.recorders:
         dataset = run.recorder(name).load()
         for array in dataset.data_vars.values():

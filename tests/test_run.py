@@ -77,24 +77,16 @@ def test_shows_itself(pair: rp.Run) -> None:
         assert word in repr(pair)
 
 
-def test_opening_needs_no_torch_and_little_time(pair: rp.Run) -> None:
+def test_opening_needs_nothing_heavy(pair: rp.Run) -> None:
     code = f"""
-import sys, time
-start = time.process_time()
+import sys
 import recovery_probe
 run = recovery_probe.open_run({str(pair.path)!r})
 run.losses, run.schedule, run.controls
-seconds = time.process_time() - start
-heavy = {{"torch", "transformers", "transformer_lens", "matplotlib", "scipy"}} & set(sys.modules)
-print(heavy or "light", seconds)
+print({{"torch", "transformers", "transformer_lens", "matplotlib", "scipy"}} & set(sys.modules))
 """
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(3)
-    ]
-    assert {r.stdout.split()[0] for r in runs} == {"light"}
-    # A second, on a core of its own: other tests share the cores, and their time is not counted.
-    assert min(float(r.stdout.split()[1]) for r in runs) < 2
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_not_a_run(tmp_path: Path) -> None:

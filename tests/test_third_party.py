@@ -174,8 +174,10 @@ def call(site: Path, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_all_four_have_settings_on_the_command_line(site: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def out(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all of them, from the command line."""
+    out = tmp_path_factory.mktemp("loud") / "run"
     trained = call(
         site,
         "recovery_probe.train",
@@ -187,6 +189,10 @@ def test_all_four_have_settings_on_the_command_line(site: Path, tmp_path: Path) 
         *("--schedule.kind", "zigzag", "--schedule.pause", "2"),
     )
     assert trained.returncode == 0, trained.stderr
+    return out
+
+
+def test_all_four_have_settings_on_the_command_line(site: Path, out: Path, tmp_path: Path) -> None:
     # This process knows nothing of the package, and reads the run all the same.
     run = rp.open_run(out)
     assert run.schedule.values.tolist() == [0, 0, 1, 2, 3, 3, 2, 1, 0] * 2
@@ -223,19 +229,14 @@ def test_all_four_have_settings_on_the_command_line(site: Path, tmp_path: Path) 
     assert "damp" in report
 
 
-def test_a_run_repeats_from_its_own_settings(site: Path, tmp_path: Path) -> None:
-    chosen = ["--intervene", "damp", "--schedule.kind", "zigzag", "--control", "none"]
-    first = call(
-        site, "recovery_probe.train", "quickstart", *TINY, *chosen, "--out", tmp_path / "first"
-    )
-    assert first.returncode == 0, first.stderr
+def test_a_run_repeats_from_its_own_settings(site: Path, out: Path, tmp_path: Path) -> None:
     again = call(
         site,
         "recovery_probe.train",
-        *("--config", tmp_path / "first" / "config.toml", "--out", tmp_path / "again"),
+        *("--config", out / "config.toml", "--out", tmp_path / "again"),
     )
     assert again.returncode == 0, again.stderr
-    runs = [rp.open_run(tmp_path / name) for name in ("first", "again")]
+    runs = [rp.open_run(out), rp.open_run(tmp_path / "again")]
     assert runs[0].config == runs[1].config
     assert np.array_equal(runs[0].losses, runs[1].losses)
 

@@ -27,6 +27,7 @@ RUN, CONTROL, THIRD, FOURTH = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 COLOURS = (RUN, CONTROL, THIRD, FOURTH)
 HELD_OUT = "#777777"
 COLUMN = 3.5  # inches, the width of a paper's column
+KINDS: tuple[str, ...] = ("png", "svg", "pdf")  # of file; pages show the svg
 
 # For maps of cosines: white at 0, and no red beside green.
 DIVERGING: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1, "interpolation": "nearest"}
@@ -187,12 +188,12 @@ def note(axes: Axes, text: str) -> None:
 
 
 def write(fig: Figure, path: Path) -> None:
-    """PATH.png, PATH.svg and PATH.pdf, each put in place when whole."""
+    """PATH.png, PATH.svg and PATH.pdf (`KINDS`), each put in place when whole."""
     # Laid out once: that takes as long as drawing, and "none" would still lay out, in vain.
     if engine := fig.get_layout_engine():
         engine.execute(fig)
         fig.set_layout_engine(None)
-    for kind in ("png", "svg", "pdf"):
+    for kind in KINDS:
         aside = path.with_name(f"{path.name}.{kind}.partial")
         aside.write_bytes(_as(fig, kind))
         os.replace(aside, path.with_name(f"{path.name}.{kind}"))

@@ -225,7 +225,12 @@ class Run:
                         array[start : start + step]
 
     def __getattr__(self, name: str) -> xr.Dataset:
-        if not name.startswith("_") and (name in known_recorders() or name in self.recorders):
+        # An installed recorder that was off is no misspelt attribute.
+        known = not name.startswith("_") and name in {
+            *plugins.installed("recorders"),
+            *self.recorders,
+        }
+        if known:
             try:
                 return self.recorder(name)
             except Missing as off:  # so that hasattr answers
@@ -357,12 +362,6 @@ class Run:
 
     def _repr_html_(self) -> str:
         return shown.html(self)
-
-
-@functools.cache
-def known_recorders() -> frozenset[str]:
-    """Recorders that are installed: one that was off is no misspelt attribute."""
-    return frozenset(plugins.installed("recorders"))
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
