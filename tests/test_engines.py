@@ -125,11 +125,12 @@ def begun(out: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("engine", "number", "text"),
     [
-        ("processes", signal.SIGINT, ONE),
-        ("processes", signal.SIGKILL, SIX),
-        ("ray", signal.SIGKILL, ONE),
+        pytest.param("processes", signal.SIGINT, ONE, id="processes, interrupted"),
+        pytest.param(
+            "processes", signal.SIGKILL, SIX, id="processes, killed", marks=pytest.mark.slow
+        ),
+        pytest.param("ray", signal.SIGKILL, SIX, id="ray, killed", marks=pytest.mark.slow),
     ],
-    ids=["processes, interrupted", "processes, killed", "ray, killed"],
 )
 def test_workers_and_whoever_began_them_are_stopped(
     engine: str, number: int, text: str, whole: Path, tiny: Path, tmp_path: Path
@@ -137,7 +138,8 @@ def test_workers_and_whoever_began_them_are_stopped(
     """A worker is killed; then the command is, or it is asked to stop; then it is given again."""
     tiny.write_text(text)
     out = tmp_path / "out"
-    process = start(tiny, out, "--engine", engine)
+    words = ["--engine", engine, *(["--workers", "1"] if text == ONE else [])]
+    process = start(tiny, out, *words)
     try:
         wait_for(lambda: begun(out))
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
@@ -151,7 +153,7 @@ def test_workers_and_whoever_began_them_are_stopped(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    again = start(tiny, out, "--engine", engine)
+    again = start(tiny, out, *words)
     assert "Traceback" not in again.communicate(timeout=200)[1]
     assert again.returncode == 0
     check_same(out, whole)

@@ -33,6 +33,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / source.parent.name / source.name
 
 
+@pytest.mark.slow
 def test_its_losses_are_plain_transformers(file: Path, tmp_path: Path) -> None:
     settings = config.preset(
         "smollm2",
