@@ -23,9 +23,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import recovery_probe as rp
 from recovery_probe.analyze import plots
-from recovery_probe.testing import toy_settings as tiny
+from recovery_probe.testing import toy_settings
 
 torch.set_num_threads(1)
+ALL = toy_settings().recorders
 # No machine loses its power here, and a tiny run waits for its disk longer than it computes.
 os.fsync = lambda _: None
 # Drawing is a seventh of the tests' time. `test_a_figure_is_three_files` draws them all.
@@ -34,11 +35,17 @@ plots.KINDS = ("svg",)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def tiny(**changes: Any) -> rp.Settings:
+    """Settings of a toy run that records little when nothing is said: the recorders of the preset
+    (`ALL`) take most of its time."""
+    return toy_settings(**{"recorders": ["checkpoints"], **changes})
+
+
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
     """A trained tiny cyclic run; `pair.controls` holds its shuffled control. Do not write to it."""
     out: Path = tmp_path_factory.mktemp("pair")
-    return rp.fit(tiny(), out, control="shuffled")
+    return rp.fit(toy_settings(), out, control="shuffled")
 
 
 @pytest.fixture

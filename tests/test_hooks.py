@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import ALL, tiny
 
 import recovery_probe as rp
 from recovery_probe.cli import main
@@ -35,7 +35,7 @@ def test_a_hook_function_is_recorded(tmp_path: Path) -> None:
     def two(tensor: torch.Tensor, *, hook: Any) -> torch.Tensor:
         return torch.stack([tensor.mean(), tensor.std()])
 
-    run = rp.fit(tiny(), tmp_path / "run", hooks=[("blocks.*.hook_resid_post", two)])
+    run = rp.fit(tiny(recorders=ALL), tmp_path / "run", hooks=[("blocks.*.hook_resid_post", two)])
     value = run.recorder("two").value
     assert value.dims == (STEP, "hook_point", "axis_0")
     assert value.shape == (45, 2, 2)
@@ -58,7 +58,7 @@ def test_a_hook_file_on_the_command_line(tmp_path: Path) -> None:
         "    def after_step(self, step):\n        return {'lr': 0.1}\n"
     )
     config = tmp_path / "run.toml"
-    config.write_text(to_toml(tiny(epochs=1)))
+    config.write_text(to_toml(tiny(epochs=1, recorders=ALL)))
     argv = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
     argv += ["--hook", f"{file}:top@blocks.*.mlp.hook_post", "--record", f"{file}:Mine"]
     main([*argv, "--no-record", "checkpoints", "gradients", "document_gradients"])

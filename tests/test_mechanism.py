@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from conftest import tiny
 from recovery_probe_analyses.activation_similarity import ActivationSimilarity
 from recovery_probe_analyses.step_sizes import StepSizes
 from recovery_probe_analyses.token_recovery import TokenRecovery
@@ -24,6 +23,7 @@ from recovery_probe.analyze.across import across
 from recovery_probe.analyze.modules import module_groups
 from recovery_probe.analyze.trajectory import flat, updates
 from recovery_probe.errors import Missing
+from recovery_probe.testing import toy_settings as tiny
 
 
 @pytest.fixture(scope="module")

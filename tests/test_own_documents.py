@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import ALL, tiny
 from test_documents import load
 
 import recovery_probe as rp
@@ -52,7 +52,7 @@ def test_a_network_is_given_token_rows_as_it_is_given_text(tmp_path: Path) -> No
     assert len(set(text.record.length.values)) > 1
     rows = np.where(text.record.mask, text.record.tokens, -1)
     part["source"] = str(rows_of(tmp_path / "rows.npy", rows))
-    run = rp.fit(tiny(epochs=1, documents=part), tmp_path / "rows")
+    run = rp.fit(tiny(epochs=1, documents=part, recorders=ALL), tmp_path / "rows")
     numbers = [int(name.partition(":")[2]) for name in run.record.name.values]
     assert np.array_equal(run.losses[0], text.losses[0][numbers])
     assert np.array_equal(run.record.tokens, text.record.tokens[numbers])

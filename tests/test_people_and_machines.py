@@ -143,7 +143,7 @@ def test_groups_are_there_before_the_run_is(
 
     monkeypatch.setattr(Writer, "add_group", stops)
     with pytest.raises(KeyboardInterrupt):
-        rp.fit(tiny(epochs=1), tmp_path / "run")
+        rp.fit(tiny(epochs=1, recorders=["gradients"]), tmp_path / "run")
     assert not os.listdir(tmp_path)
 
 
@@ -214,7 +214,9 @@ def test_flags_given_several_times_are_all_meant(tmp_path: Path) -> None:
         "def f(tensor, *, hook):\n    return 1.0\n"
         "def g(tensor, *, hook):\n    return 2.0\n"
     )
-    (tmp_path / "run.toml").write_text(config.to_toml(tiny(epochs=1)))
+    (tmp_path / "run.toml").write_text(
+        config.to_toml(tiny(epochs=1, recorders=["gradients", "weight_deltas"]))
+    )
     out = tmp_path / "run"
     argv = ["train", "--config", str(tmp_path / "run.toml"), "--out", str(out)]
     argv += ["--record", "attention_patterns", f"--record={mine}:Mine"]
@@ -326,7 +328,9 @@ def test_copies_that_were_left_out_are_said(
 
 def test_updates_of_a_stretch_that_was_cut_off_do_not_count(tmp_path: Path) -> None:
     """Killed in mid-epoch, a row that is to cover the epoch is no row yet."""
-    run = rp.fit(tiny(weight_deltas={"every": "epoch"}), tmp_path / "run")
+    run = rp.fit(
+        tiny(recorders=["weight_deltas"], weight_deltas={"every": "epoch"}), tmp_path / "run"
+    )
     whole = run.weight_trajectory()
     assert whole.episodes_done.values.tolist() == [0, 5, 10, 15]
     for done, counted in ((14, 2), (10, 2), (9, 1), (4, 0)):

@@ -135,7 +135,7 @@ def test_wrong_settings_are_refused_by_name(changes: dict[str, Any], said: str) 
 def test_two_recorders_of_one_name_are_refused_with_the_mend(tmp_path: Path) -> None:
     said = "two recorders are called 'gradients'.*--no-record gradients"
     with pytest.raises(rp.InputError, match=said):
-        rp.fit(tiny(), tmp_path / "run", hooks=[Gradients(every="epoch")])
+        rp.fit(tiny(recorders=["gradients"]), tmp_path / "run", hooks=[Gradients(every="epoch")])
     assert not (tmp_path / "run").exists()
 
 

@@ -20,6 +20,7 @@ from recovery_probe.testing import check_recorder
 
 INSTALLED = sorted(plugins.installed("recorders"))
 DEFAULT = rp.preset("quickstart").recorders
+ONE = ["residual_stream", "checkpoints"]
 
 
 @pytest.mark.parametrize("name", INSTALLED)
@@ -48,7 +49,7 @@ def test_frequencies(name: str, every: str, count: int) -> None:
 @pytest.mark.parametrize("every", ["0 steps", "often", "-1 episodes", "5", ""])
 def test_wrong_frequencies_are_named(every: str, tmp_path: Path) -> None:
     with pytest.raises(rp.InputError, match="expected 'step', '5 steps', 'episode'"):
-        rp.fit(tiny(gradients={"every": every}), tmp_path / "run")
+        rp.fit(tiny(recorders=["gradients"], gradients={"every": every}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -63,6 +64,7 @@ def test_residual_streams_are_hugging_faces_hidden_states(
         model={"source": str(folder)},
         documents={"tokens": 200, "min_tokens": 2, "count": 4},
         residual_stream={"focal": 2},
+        recorders=ONE,
     )
     run = rp.fit(settings, tmp_path / "run")
     lengths, tokens = run.record.length.values, torch.tensor(run.record.tokens.values)
@@ -94,7 +96,9 @@ def test_residual_streams_are_hugging_faces_hidden_states(
 
 def test_other_reductions(tmp_path: Path) -> None:
     runs = {
-        reduce: rp.fit(tiny(epochs=1, residual_stream={"reduce": reduce}), tmp_path / reduce)
+        reduce: rp.fit(
+            tiny(epochs=1, recorders=ONE, residual_stream={"reduce": reduce}), tmp_path / reduce
+        )
         for reduce in ("mean", "last", "all")
     }
     streams = {reduce: run.residual_stream.residual.values for reduce, run in runs.items()}
@@ -118,6 +122,7 @@ def test_gradients_equal_a_plain_models(
         model={"source": str(folder), "dtype": dtype},
         documents={"tokens": 100, "min_tokens": 100},
         optimizer={"lr": 1e-12},
+        recorders=["gradients"],
     )
     run = rp.fit(settings, tmp_path / "run")
     plain = AutoModelForCausalLM.from_pretrained(folder).to(getattr(torch, dtype))
@@ -163,7 +168,12 @@ OPTIMIZERS = [
 def test_updates_add_up_to_the_way_travelled(
     optimizer: dict[str, Any], every: str, tmp_path: Path
 ) -> None:
-    settings = tiny(optimizer=optimizer, weight_deltas={"every": every}, model={"dtype": "float64"})
+    settings = tiny(
+        optimizer=optimizer,
+        weight_deltas={"every": every},
+        model={"dtype": "float64"},
+        recorders=["weight_deltas", "checkpoints"],
+    )
     run = rp.fit(settings, tmp_path / "run")
     start, end = run.model_at(0).parameters, run.model_at(15).parameters
     moved = {n: end[n].detach() - start[n].detach() for n in start}

@@ -104,7 +104,7 @@ def test_passes_of_a_recorders_own_are_refused_beside_edits(tmp_path: Path) -> N
     edit = [("blocks.0.hook_resid_post", halved)]
     none = tiny(epochs=1, recorders=[])
     for settings, hooks, name in (
-        (tiny(epochs=1), [], "document_gradients"),
+        (tiny(epochs=1, recorders=["document_gradients"]), [], "document_gradients"),
         (none, [Passes], "passes"),
     ):
         said = rf"intervention edit changes activations.*recorder {name}.*--no-record {name}"

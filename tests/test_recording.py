@@ -45,7 +45,7 @@ def test_cost_and_sketch_error_are_in_the_provenance(pair: rp.Run) -> None:
 def test_what_will_be_written_is_said_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rp.fit(tiny(epochs=1), tmp_path / "run")
+    rp.fit(tiny(epochs=1, recorders=DEFAULT), tmp_path / "run")
     said = capsys.readouterr().err.splitlines()
     lines = [line for line in said if line.startswith("record ")]
     assert [line.split()[1].rstrip(":") for line in lines] == list(DEFAULT)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny
+from conftest import ALL, tiny
 
 import recovery_probe as rp
 from recovery_probe.analyze import analyze
@@ -49,7 +49,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     texts = folder / "evil<b>.txt"
     texts.write_text("\n".join(f"{7 ** (40 + i)} {EVIL}" for i in range(12)))
-    settings = tiny(documents={"source": str(texts), "min_tokens": 2})
+    settings = tiny(documents={"source": str(texts), "min_tokens": 2}, recorders=ALL)
     run = rp.fit(settings, folder / "run", control="shuffled")
     analyze(run, run.controls)
     return Path(run.path / "report.html")

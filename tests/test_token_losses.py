@@ -21,6 +21,7 @@ def test_they_are_a_plain_models(tmp_path: Path) -> None:
         model={"source": str(folder)},
         documents={"tokens": 200, "min_tokens": 2, "count": 4},
         eval_batch=3,
+        recorders=["token_losses", "checkpoints"],
     )
     run = rp.fit(settings, tmp_path / "run")
     found = run.recorder("token_losses").load()
