@@ -21,12 +21,12 @@ LONG = "--control none --epochs 500 --documents.count 4 --model.depth 1 --model.
 class Command:
     """`python -m recovery_probe WORDS…`, as `subprocess.Popen` would have it."""
 
-    def __init__(self, *words: str, cwd: Path | None = None) -> None:
+    def __init__(self, *words: str) -> None:
         self.words = words
         self.said = Path(tempfile.mkdtemp()) / "stderr"
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        args = (words, str(cwd or Path.cwd()), str(self.said))
+        args = (words, str(self.said))
         self.process = context.Process(target=_run, args=args)
         self.process.start()
         assert self.process.pid is not None
@@ -51,8 +51,7 @@ class Command:
         return self.process.exitcode, said
 
 
-def _run(words: tuple[str, ...], cwd: str, said: str) -> None:
-    os.chdir(cwd)
+def _run(words: tuple[str, ...], said: str) -> None:
     file = os.open(said, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -20,6 +19,7 @@ from scipy.stats import chisquare
 import recovery_probe as rp
 from recovery_probe.documents import load as load_documents
 from recovery_probe.record.folder import checkpoint_folder
+from recovery_probe.testing import toy_settings as tiny
 
 C, T, H = 24, 5, 2
 

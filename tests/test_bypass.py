@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny
 
 import recovery_probe as rp
 from recovery_probe import models
@@ -16,6 +15,7 @@ from recovery_probe.hooking import hooked
 from recovery_probe.models import Model, text
 from recovery_probe.models.bypass import Bypass
 from recovery_probe.recorders import Layout, Recorder, Step
+from recovery_probe.testing import toy_settings as tiny
 from recovery_probe.training import Training
 
 ARCHITECTURES = ["gpt_neox", "llama", "gpt2", "gemma2", "phi3", "opt"]

@@ -63,6 +63,16 @@ def test_one_trainer_in_a_directory(tmp_path: Path) -> None:
     run.check()
 
 
+def test_an_interrupt_is_told_and_keeps_the_record(tmp_path: Path) -> None:
+    process = start(tmp_path / "run")
+    wait_for(tmp_path / "run", 2)
+    process.send_signal(signal.SIGINT)
+    code, said = process.ended()
+    assert code == 130
+    assert "Traceback" not in said
+    assert rp.open_run(tmp_path / "run").status == "interrupted"
+
+
 def test_a_killed_run_is_called_so_and_can_be_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import tiny
 
 import recovery_probe as rp
 from recovery_probe.record.run import open_runs
+from recovery_probe.testing import toy_settings as tiny
 
 MINE = """
 from dataclasses import dataclass

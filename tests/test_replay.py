@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import tiny
 
 import recovery_probe as rp
 from recovery_probe.cli import main
+from recovery_probe.testing import toy_settings as tiny
 
 RECORDED = ("token_losses", "residual_stream", "gradients", "weight_deltas", "document_gradients")
 

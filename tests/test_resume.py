@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import tiny
 from kills import VARIANTS, differences, killed_and_resumed, kills, undisturbed
 
 import recovery_probe as rp
+from recovery_probe.testing import toy_settings as tiny
 
 SEED = 11
 

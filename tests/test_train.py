@@ -12,7 +12,7 @@ import pytest
 import torch
 import xarray as xr
 import zarr
-from conftest import tiny
+from conftest import ALL, tiny
 from networks import SHAPES, local_model, plain_loop
 from transformers import AutoModelForCausalLM
 
@@ -80,7 +80,7 @@ def test_same_seed_same_record_other_seed_other_record(tmp_path: Path) -> None:
         # Dropout draws from torch's global generator.
         torch.manual_seed(hash(name) % 2**32)
         model = {"architecture": "llama", "dropout": 0.2}
-        return rp.fit(tiny(model=model, **changes), tmp_path / name).record.load()
+        return rp.fit(tiny(model=model, recorders=ALL, **changes), tmp_path / name).record.load()
 
     one, same, other = record("one"), record("same"), record("other", seed=1)
     assert one.identical(same)
@@ -210,7 +210,7 @@ def test_an_episode_costs_the_same_at_the_end_as_at_the_start(
         "model": {"depth": 1, "width": 16},
     }
     parts |= {"optimizer": {"lr": 1e-3}, "recorders": ["token_losses", "gradients"]}
-    settings = tiny(**parts, epochs=epochs, steps=1)
+    settings = tiny(**{"recorders": ALL, **parts}, epochs=epochs, steps=1)
     calls, numbers, rows = ([0] * epochs for _ in range(3))
     epoch = 0
     commit, of = Writer.commit, rp.Training._of.__func__

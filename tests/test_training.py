@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
 from safetensors.torch import load_file
 
 import recovery_probe as rp
 from recovery_probe.record.writer import Writer
+from recovery_probe.testing import toy_settings as tiny
 
 STOP = 12  # episodes, in the middle of an epoch of five: the last checkpoint is after 10
 

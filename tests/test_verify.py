@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import tiny
 from kills import differences
 
 import recovery_probe as rp
 from recovery_probe.cli import main
 from recovery_probe.record.verify import verify
+from recovery_probe.testing import toy_settings as tiny
 from recovery_probe.train.mend import mend
 
 
