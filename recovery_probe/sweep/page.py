@@ -134,7 +134,7 @@ def draw(dataset: xr.Dataset, spec: Sweep, axis: Axis) -> Figure:
         if name in OF_PAIR:
             plots.zero(axes)
         units = OF_PAIR[name][0] if name in OF_PAIR else OF_RUN[name][0]
-        axes.set(xlabel=axis.name, ylabel=f"{name} ({units})")
+        axes.set(xlabel=axis.name, ylabel=f"{name}\n{units}")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1)
     return fig
 
