@@ -52,7 +52,7 @@ ALWAYS: dict[str, st.SearchStrategy[Any]] = {
     "optimizer.name": some("sgd", "adam", "adamw"),
     "schedule.kind": some(
         *("cyclic", "cyclic", "shuffled", "partial", "reversed", "palindrome", "interleaved"),
-        *("block", "yoked", "fresh", "switch_at", "reverse_at", "gap", "omit"),
+        *("block", "yoked", "fresh", "switch_at", "reverse_at", "gap", "omit", "listed"),
     ),
     "recorders": st.lists(
         some(
@@ -110,6 +110,7 @@ OWN: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "switch_at": {"after": some(1, 2)},
     "reverse_at": {"after": some(1, 2)},
     "gap": {"after": some(1, 2), "size": some(1, 2)},
+    "listed": {"documents": st.lists(st.integers(0, 4), max_size=8), "every": some(0, 2)},
     "omit": {"after": some(1, 2), "documents": st.lists(st.integers(0, 4), max_size=2)},
     "sgd": {
         "lr": RATE,

@@ -177,7 +177,12 @@ def _fit(
     overwrite: bool,
     force: bool,
 ) -> None:
-    training = Training.open(point.settings, point.path)
+    if point.begins:
+        origin = open_run(point.begins.run)
+        training = Training.begun(point.settings, origin, point.begins.episodes_done, point.path)
+        facts["begins"] = point.begins.told(point.path)
+    else:
+        training = Training.open(point.settings, point.path)
     if point.role == TWIN:
         training.move_last_digits()
     settings, documents = training.settings, training.documents
@@ -197,7 +202,7 @@ def _fit(
         facts["edited_by"] = interventions.editing
         recording = Recording([*recorders.find(settings), *extra], training, interventions)
         announce(recording, training, point.path, force)
-        training.fresh_optimizer()
+        training.first_optimizer()
         with Writer.create(
             point.path, settings, documents, training.timeline, provenance=facts
         ) as writer:
@@ -216,6 +221,9 @@ def check_same(point: Point, hooks: list[str]) -> None:
         differing.pop("epochs", None)
     if run.provenance.get("hooks", []) != hooks:
         differing["hooks"] = (run.provenance.get("hooks", []), hooks)
+    begins = point.begins and point.begins.told(point.path)
+    if run.provenance.get("begins") != begins:
+        differing["begins"] = (run.provenance.get("begins"), begins)
     if mends.simulated(run.provenance):
         raise InputError(f"{point.path}: was simulated, and never trained: nothing goes on")
     if differing:
