@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import cut, tiny
 
 import recovery_probe as rp
-from conftest import cut, tiny
 from recovery_probe.train.plan import Begins, Point
 
 MOMENTUM = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -111,10 +111,10 @@ def test_an_origin_that_has_changed_or_gone(origin: rp.Run, tmp_path: Path) -> N
     T = origin.config.documents.count
     point = on(moved, [*range(T)] * 2, tmp_path / "on", recorders=[])
     killed = cut(rp.fit([point]), tmp_path / "killed", 2)
-    with pytest.raises(rp.InputError, match="holds another run .*begins"):
+    with pytest.raises(rp.InputError, match=r"holds another run .*begins"):
         rp.fit([replace(point, path=killed.path, begins=Begins(origin.path, T))], resume=True)
     shutil.rmtree(moved.path)
-    with pytest.raises(rp.InputError, match="began with a checkpoint of .*not there"):
+    with pytest.raises(rp.InputError, match=r"began with a checkpoint of .*not there"):
         killed.resume()
 
 

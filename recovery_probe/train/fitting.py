@@ -37,7 +37,14 @@ from recovery_probe.settings import Settings
 from recovery_probe.train.announce import announce
 from recovery_probe.train.given import as_interventions, as_recorder
 from recovery_probe.train.loop import train
-from recovery_probe.train.plan import TWIN, Point, beside, check_plan, with_controls
+from recovery_probe.train.plan import (
+    TWIN,
+    Point,
+    begins_of,
+    beside,
+    check_plan,
+    with_controls,
+)
 from recovery_probe.train.progress import Progress
 from recovery_probe.training import Training
 
@@ -82,6 +89,8 @@ def fit(
     if resume and overwrite:
         raise InputError("resume keeps what overwrite deletes: one of the two")
     plan = _planned(settings, out, control, given)
+    if resume:  # what a run began with is no setting: it says so itself
+        plan = [replace(p, begins=p.begins or begins_of(p.path)) for p in plan]
     for point in plan:
         bring_back(point.path)
         if resume and is_run(point.path):

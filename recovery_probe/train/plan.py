@@ -13,6 +13,8 @@ from typing import Any, Final, Literal
 from recovery_probe import config, plugins
 from recovery_probe.errors import InputError, Missing
 from recovery_probe.record import mends
+from recovery_probe.record.folder import is_run
+from recovery_probe.record.origin import origin
 from recovery_probe.record.run import open_run
 from recovery_probe.schedules import planned
 from recovery_probe.settings import Settings
@@ -152,6 +154,12 @@ def check_begins(point: Point, begins: Begins) -> None:
             f"{point.path}: cannot begin with a checkpoint of {begins.run}: they differ in "
             f"{', '.join(others)}"
         )
+
+
+def begins_of(path: Path) -> Begins | None:
+    """What the run that is there began with, if there is one, and it began with a checkpoint."""
+    found = origin(open_run(path)) if is_run(path) else None
+    return found and Begins(found[0].path, found[1])
 
 
 def beside(plan: Sequence[Point], point: Point, role: str) -> list[Point]:
