@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from recovery_probe.train.plan import Point
 
 ORDERS = ("same", "reversed", "half_turn", "fresh")
+LEAST = 0.05  # a score of which shares are taken
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class ClockOrCue(Experiment):
     before it is T episodes old in any of these, so that all are read at equal age. score (arm,
     reading): the share of the loss forgotten since age 1 that is gone at age T, of their mean
     (`curve`) and cross-fitted, as in `age_curve`. share (arm): the score of an order over that of
-    the same order, `curve` both.
+    the same order, `curve` both; not defined where that is below .05.
 
     Omission: from there `cycles` cycles without a few documents, evenly spaced, the others closing
     up; `groups` such runs, so that `groups` · `at_once` documents are left out once. Also from a
@@ -239,7 +240,7 @@ def stats_of(curves: stats.Floats, rng: np.random.Generator) -> dict[str, Any]:
 
     def shares(drawn: stats.Ints) -> stats.Floats:
         scores = of_curves(drawn)
-        return scores / scores[:, :1]
+        return scores / np.where(scores[:, :1] > LEAST, scores[:, :1], np.nan)
 
     count = curves.shape[1]
 
