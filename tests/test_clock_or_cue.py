@@ -69,7 +69,8 @@ def test_linear_documents_have_a_cue_and_no_clock(done: rp.Run, tmp_path: Path) 
     assert one.p < 1e-6
     assert estimate.get(found[0], "resultant", run="shuffled", cycle=1).p > 0.05
     share = estimate.get(found[0], "share", arm="fresh")
-    assert share.low <= share.value <= share.high < 0.2
+    assert share.low <= share.value < 0.1
+    assert share.high < 0.5
 
 
 def test_what_it_trains_is_what_it_says(done: rp.Run) -> None:
