@@ -1,8 +1,8 @@
 """The linearised network: what a network would be if its features could not change.
 
-f(θ₀) + J(θ₀)(θ - θ₀), logits, is linear in the weights θ: trained, its kernel J(θ₀)J(θ₀)ᵀ stays what
-it is at θ₀ (Jacot, Gabriel and Hongler 2018; Lee et al. 2019). It is a `Model`, so that whatever
-trains a network trains it.
+f(θ₀) + J(θ₀)(θ - θ₀), logits, is linear in the weights θ: trained, its kernel J(θ₀)J(θ₀)ᵀ stays
+what it is at θ₀ (Jacot, Gabriel and Hongler 2018; Lee et al. 2019). It is a `Model`, so that
+whatever trains a network trains it.
 """
 
 from __future__ import annotations

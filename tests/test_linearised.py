@@ -18,12 +18,13 @@ from torch.func import functional_call, jvp
 from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
+from recovery_probe.analyze.across import across
 from recovery_probe.errors import Missing
 from recovery_probe.linearised import Linearised
 
 FLOAT64 = {"dtype": "float64"}
 BOUND = 1e-6  # in float64: Llama's norms, and eager softmax, compute in float32
-PADDED = {"tokens": 24, "min_tokens": 2, "count": 4, "held_out": 2}
+PADDED = {"tokens": 200, "min_tokens": 2, "count": 4, "held_out": 2}
 # Only the unembedding is trained: logits are linear in what moves.
 LAST_ALONE = {
     "interventions": ["freeze"],
@@ -124,25 +125,28 @@ def test_a_network_that_is_linear_in_what_is_trained(
         q = dataset.q.sel(episodes_done=6).values
         np.testing.assert_allclose(q, 1, atol=1e-6)
         np.testing.assert_allclose(dataset.q_minus_1.sel(episodes_done=6), 0, atol=1e-6)
+        seeds = [dataset.copy(deep=True) for _ in range(3)]
+        for seed, off in zip(seeds, (-0.02, 0, 0.02), strict=True):
+            seed["q"] += off
+            seed["q_minus_1"] += off
+        assert "Q less 1: equal within ±0.1" in Analysis().verdict(across(seeds))
 
 
-def _apart(lr: float, path: Path) -> tuple[float, Any]:
-    """How far the two networks' losses are apart at most, after an epoch; and the analysis's."""
-    settings = tiny(model=FLOAT64, optimizer={"lr": lr}, documents={"count": 6})
-    run = rp.fit(settings, path)
-    losses, _ = linearised(run, 0, 6)
-    off = np.abs(losses - run.losses.values[:7]).max()
-    return float(off), Analysis(from_checkpoint=True)(run)
+def apart(lr: float, path: Path) -> tuple[rp.Run, float]:
+    """A run, and how far the losses of the network and the linearised one are apart at most, within
+    an epoch."""
+    run = rp.fit(tiny(model=FLOAT64, optimizer={"lr": lr}, epochs=2), path)
+    losses, _ = linearised(run, 0, 5)
+    return run, float(np.abs(losses - run.losses.values[:6]).max())
 
 
 def test_small_steps_are_lazy_and_large_ones_are_not(tmp_path: Path) -> None:
     """What the linearised network lacks is of second order in how far the weights move."""
-    (near, lazy), (twice, _) = (_apart(lr, tmp_path / str(lr)) for lr in (2e-4, 4e-4))
+    (_, near), (_, twice) = (apart(lr, tmp_path / str(lr)) for lr in (2e-4, 4e-4))
     assert 3.5 < twice / near < 4.5
-    off, far = _apart(1.0, tmp_path / "far")
-    assert off > 0.1
-    assert float(far.r2.sel(episodes_done=0)) < 0.7
-    assert float(lazy.r2.sel(episodes_done=0)) > 0.99
+    run, far = apart(1.0, tmp_path / "far")
+    assert far > 0.1
+    assert float(Analysis(from_checkpoint=True)(run).r2.squeeze()) < 0.8
 
 
 @pytest.mark.parametrize(
@@ -162,15 +166,19 @@ def test_dropout_is_refused_where_there_is_some(
     if not refused:
         assert Analysis(from_checkpoint=True)(run).sizes["run"] == 1
         return
-    with pytest.raises(Missing, match="the network has dropout.*--model.dropout 0"):
+    with pytest.raises(Missing, match=r"the network has dropout.*--model.dropout 0"):
         Analysis(from_checkpoint=True)(run)
 
 
 def test_what_diverges_has_no_score(tmp_path: Path) -> None:
-    """A network whose own losses are stable, and its linearisation's are not."""
-    run = rp.fit(tiny(optimizer={"lr": 8.0}), tmp_path / "run")
+    """Of a learning rate that the network stands, and the linearised one does not."""
+    run = rp.fit(tiny(optimizer={"name": "adam", "lr": 0.1}, epochs=2), tmp_path / "run")
     dataset = Analysis(from_checkpoint=True)(run)
-    assert (dataset.trained.values < 10).any()
+    assert dataset.trained.item() < 10
+    assert not dataset.q.notnull().any()
+    assert not dataset.r2.notnull().any()
+    assert "in 1 of 1 trainings" in Analysis().verdict(dataset)
+    Analysis().plot(dataset)
 
 
 @pytest.mark.parametrize(
@@ -184,18 +192,3 @@ def test_what_diverges_has_no_score(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(settings: dict[str, Any], said: str, pair: rp.Run) -> None:
     with pytest.raises(Missing, match=said):
         Analysis(**settings)(pair)
-
-
-def test_two_seeds_are_tested_against_0_and_1(tmp_path: Path) -> None:
-    """Of networks that are linear: their mean Q is 1, equal within ±.1."""
-    from recovery_probe.analyze import estimate
-    from recovery_probe.analyze.across import across
-
-    settings = tiny(model=FLOAT64, optimizer={"lr": 3.0}, documents={"count": 6}, **LAST_ALONE)
-    found = []
-    for seed in (0, 1):
-        run = rp.fit(rp.changed(settings, seed=seed), tmp_path / str(seed))
-        found.append(Analysis(from_checkpoint=True, episodes=(6,))(run))
-    dataset = across(found)
-    q = estimate.get(dataset, "q", run="cyclic", episodes_done=6, reading="curve")
-    assert q.n == 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import xarray as xr
@@ -78,8 +79,9 @@ class KernelByLag(Analysis):
     not that recovery needs them: `linearised` asks that. One that stays flat leaves a state that
     comes back (H2), savings whatever the order (H3) and relief of interference (H7). It is of
     logits averaged over a document's positions: what positions share one by one, or what cancels in
-    the mean, is not seen, and a few u leave noise. Cosines hide a change of scale, which `strength`
-    shows. Documents of one text are alike whatever the cycle: the start shows how much, and so do
+    the mean, is not seen, and a few u leave noise. Where what documents
+    share turns in a plane, the product of strengths is one of its two directions: document effects
+    take half of it. Cosines hide a change of scale, which `strength` shows. Documents of one text are alike whatever the cycle: the start shows how much, and so do
     held-out documents. The documents of one run share its weights: intervals say how much documents
     differ."""
     tested = "distance_r"
@@ -124,7 +126,8 @@ class KernelByLag(Analysis):
         )
         for (run, part, colour), dot in zip(plots.by_run(dataset), "osd^" * 9, strict=False):
             for prefix, style, what in (("", "-", "kernel"), (LOSS, "--", "loss gradients")):
-                label, line = f"{run}, {what}", {"color": colour, "linestyle": style}
+                label = f"{run}, {what}"
+                line: dict[str, Any] = {"color": colour, "linestyle": style}
                 by_lag = part[f"{prefix}by_lag"]
                 below["lag"].plot(part.lag, by_lag.isel(episodes_done=0), alpha=0.4, **line)
                 below["lag"].plot(part.lag, by_lag.isel(episodes_done=-1), label=label, **line)
@@ -180,7 +183,7 @@ def _products(runs: Sequence[Run], times: Sequence[int], signs: int) -> stats.Fl
     from recovery_probe.machine import threads
 
     places = [(run, time) for run in runs for time in times]
-    found = []
+    found: list[stats.Floats] = []
     with tqdm(places, desc="kernel by lag", disable=None) as bar:
         for left, (run, time) in zip(range(len(places), 0, -1), bar, strict=False):
             with threads(run.config.threads):
@@ -207,16 +210,16 @@ def inner_products(run: Run, episodes_done: int, signs: int, tell: int = 0) -> s
             vocabulary = training.model.logits(training.batch(slice(1))).shape[-1]
         drawn = run.rng("signs").choice([-1.0, 1.0], size=(signs, vocabulary))
         kernel = torch.zeros_like(of_losses)
-        for left, u in zip(range(signs, 0, -1), torch.tensor(drawn, device=device), strict=True):
+        for n, u in enumerate(torch.tensor(drawn, device=device)):
             started = clock(device)
-            kernel += products(of=lambda which, u=u: mean_logits(training, which, u)).sum(dim=0)
-            if tell and left == signs:
+            kernel += products(of=partial(mean_logits, training, u)).sum(dim=0)
+            if tell and not n:
                 seconds = (clock(device) - started) * (signs + 1) * tell
                 print(f"{run.path}: its kernel takes about {seconds:.0f} s", file=sys.stderr)
     return torch.stack([kernel / signs, of_losses]).cpu().numpy()
 
 
-def mean_logits(training: Training, which: slice, u: Tensor) -> Tensor:
+def mean_logits(training: Training, u: Tensor, which: slice) -> Tensor:
     """(documents,): u·z̄ of some documents, z̄ their logits, a mean over positions that a token
     follows, as the loss is."""
     import torch

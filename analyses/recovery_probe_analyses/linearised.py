@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from recovery_probe import Run
 
 NATS, SHARE = {"units": "nats per token"}, {"units": "share of forgotten loss"}
-READINGS, NETWORKS = ("crossfitted", "curve"), ("network", "linearised")
-LEAST = 0.05  # a score below this is too little recovery to ask for a share of
+READINGS, NETWORKS = ("curve", "crossfitted"), ("network", "linearised")
+LEAST = 0.1  # a score below this is too little recovery to ask for a share of
 BOUND = 0.1  # the smallest difference of Q from 1 that matters
 
 
@@ -40,10 +40,10 @@ class Linearised(Analysis):
     All (run, episodes_done), θ₀ by how many episodes were done:
 
     - score (…, network, reading): of the `network` itself and `linearised`, the share of what was
-      forgotten that has come back at age T, as age_curve has it: `crossfitted` or of the mean
-      `curve`;
+      forgotten that has come back at age T, as age_curve has it: of the mean `curve`, or
+      `crossfitted`;
     - q (…, reading): the linearised one's over the network's, Q; with no value where the network's
-      is below .05. q_minus_1 (…, reading): less 1, for tests against ±.1;
+      is below .1. q_minus_1 (…, reading): less 1, for tests against ±.1;
     - r2: 1 - Σ (linearised - network)² / Σ (network - its mean)², over ages of the mean loss: how
       much of the network's age curve the linearised one's is; below 0 where less than its mean
       is, no value where the curve moves by less than .01 nats;
@@ -109,6 +109,8 @@ class Linearised(Analysis):
         fig, panels, below = plots.above(dataset, "q", "r2")
         colours = plots.by_epoch(dataset.sizes["episodes_done"])
         for axes, (name, part, _) in zip(panels, plots.by_run(dataset), strict=True):
+            if axes is not panels[0]:
+                axes.sharey(panels[0])
             for time, colour in zip(dataset.episodes_done.values, colours, strict=True):
                 for network, style in zip(NETWORKS, ("-", "--"), strict=True):
                     loss = part.loss.sel(episodes_done=time, network=network)
@@ -117,13 +119,15 @@ class Linearised(Analysis):
             axes.set(title=name, xlabel="age (episodes since the visit)", ylabel="loss (nats)")
         x = np.arange(dataset.sizes["episodes_done"])
         for r, (name, part, colour) in enumerate(plots.by_run(dataset)):
-            for i, (reading, form) in enumerate(zip(READINGS, ("o", "s"), strict=True)):
-                q, place = estimate.get(part, "q", reading=reading), x + 0.1 * (i + 2.5 * r - 1)
-                label = f"Q, {name}, {reading}"
-                fill = colour if form == "o" else "white"
+            for reading, form, fill in zip(READINGS, "os", (colour, "white"), strict=True):
+                q, place = (
+                    estimate.get(part, "q", reading=reading),
+                    x + 0.2 * r + 0.1 * (fill == "white"),
+                )
+                label = f"Q, {name}, {reading}" if np.isfinite(q.value).any() else None
                 plots.points(below["q"], place, q, form, color=colour, mfc=fill, label=label)
             r2 = estimate.get(part, "r2")
-            plots.points(below["r2"], x + 0.1 * r, r2, "^", color=colour, label=f"R², {name}")
+            plots.points(below["r2"], x + 0.2 * r, r2, "^", color=colour, label=f"R², {name}")
         if not np.isfinite(dataset.q.values).any():
             plots.note(below["q"], "Q is not defined: too little recovery")
         for axes, label in ((below["q"], "Q"), (below["r2"], "R² of the age curve")):
