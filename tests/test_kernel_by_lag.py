@@ -22,8 +22,9 @@ from recovery_probe.simulations.linear_documents import LinearDocuments
 SIGNS, DOCUMENTS = 3, {"tokens": 200, "min_tokens": 2, "count": 4, "held_out": 2}
 
 
-@pytest.mark.parametrize("batch", [25, 4], ids=["one-batch", "batches"])
-@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+@pytest.mark.parametrize(
+    ("architecture", "batch"), [("gpt_neox", 25), ("gpt_neox", 4), ("llama", 25)], ids=str
+)
 def test_against_autograd_document_by_document(
     architecture: str, batch: int, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_ring_that_grows_is_found(simulated: rp.Run) -> None:
         assert found.low > 0.2  # effects take one of the ring's two dimensions: half of .93
         difference = estimate.get(last, f"{prefix}{name}_difference", control="shuffled")
         assert difference.low > 0.2
+    assert dataset.episodes_done.values.tolist() == [0, 24]
     assert estimate.get(last, "distance_r", run="cyclic").p < 0.01
     assert estimate.get(last, "distance_r", run="shuffled").p > 0.05
 

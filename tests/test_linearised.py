@@ -114,10 +114,9 @@ def test_a_network_that_is_linear_in_what_is_trained(
     run = rp.fit(settings, tmp_path / "run")
     dataset = Analysis(from_checkpoint=True)(run)
     assert dataset.episodes_done.values.tolist() == [0, 6]
-    for start in (0, 6):
-        losses, trained = linearised(run, start, 12)
-        assert trained == 12
-        np.testing.assert_allclose(losses, run.losses.values[start : start + 13], atol=1e-10)
+    losses, trained = linearised(run, 6, 6)  # the optimizer goes on from what it remembers
+    assert trained == 6
+    np.testing.assert_allclose(losses, run.losses.values[6:13], atol=1e-10)
     np.testing.assert_allclose(dataset.r2, 1, atol=1e-6)
     score = dataset.score.transpose("network", ...).values
     np.testing.assert_allclose(score[0], score[1], atol=1e-6)

@@ -79,11 +79,11 @@ class KernelByLag(Analysis):
     not that recovery needs them: `linearised` asks that. One that stays flat leaves a state that
     comes back (H2), savings whatever the order (H3) and relief of interference (H7). It is of
     logits averaged over a document's positions: what positions share one by one, or what cancels in
-    the mean, is not seen, and a few u leave noise. Where what documents
-    share turns in a plane, the product of strengths is one of its two directions: document effects
-    take half of it. Cosines hide a change of scale, which `strength` shows. Documents of one text are alike whatever the cycle: the start shows how much, and so do
-    held-out documents. The documents of one run share its weights: intervals say how much documents
-    differ."""
+    the mean, is not seen, and a few u leave noise. Where what documents share turns in a plane, the
+    product of strengths is one of its two directions: document effects take half of it. Cosines
+    hide a change of scale, which `strength` shows. Documents of one text are alike whatever the
+    cycle: the start shows how much, and so do held-out documents. The documents of one run share
+    its weights: intervals say how much documents differ."""
     tested = "distance_r"
     needs = (RUN, once_an_epoch, checkpoints())
 
@@ -257,7 +257,7 @@ def numbers(
         },
     )
     of_kernel, of_loss = (
-        _of_kind(dataset[[]], *each, runs, rows, held_out)
+        _of_kind(dataset.drop_vars("left_out"), *each, runs, rows, held_out)
         for each in zip(cosine, strength, strict=True)
     )
     of_loss = of_loss.rename({name: f"{LOSS}{name}" for name in of_loss.data_vars})
