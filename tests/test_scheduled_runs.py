@@ -42,6 +42,7 @@ LACKING = {
         (
             *("activation_similarity", "gradient_similarity", "pairwise_recovery"),
             *("step_sizes", "weight_cyclicity", "weight_residuals"),
+            *("linearised", "kernel_by_lag"),
         ),
         "does not train on each document once",
     ),

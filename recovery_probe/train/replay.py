@@ -22,6 +22,7 @@ from recovery_probe.record import checkpoint, checksums, group, mends, store
 from recovery_probe.record.layout import STEP, Array, Timeline
 from recovery_probe.record.lock import Lock
 from recovery_probe.record.run import Run
+from recovery_probe.record.sink import Sink, Unwritten
 from recovery_probe.record.versions import changed, machine
 from recovery_probe.recorders import Recorder
 from recovery_probe.recorders.recording import Recording
@@ -106,10 +107,11 @@ def again(
     training: Training,
     interventions: Iterable[Any],
     recorders: Sequence[Recorder],
-    writer: Compared,
+    writer: Sink,
     stop: int,
+    label: str = "again",
 ) -> None:
-    """Train up to an episode, as the run was trained."""
+    """Train up to an episode, as the run was trained; progress under a `label`."""
     given = as_interventions(interventions)
     with reproducible(training.model.device):
         acts = Interventions(acting.find(training.settings, given), training)
@@ -119,7 +121,7 @@ def again(
             stoppable(training),
             acts.attached(),
             recording.attached(),
-            Progress("again", training.timeline, training.done, stop) as progress,
+            Progress(label, training.timeline, training.done, stop) as progress,
         ):
             if not train(training, acts, recording, writer, progress, stop):
                 raise KeyboardInterrupt
@@ -144,7 +146,7 @@ def taken_up(run: Run, start: int, stop: int, device: str | None = None) -> Trai
     return training
 
 
-class Compared:
+class Compared(Unwritten):
     """What the loop writes to when a run is trained again: the losses, compared with those that
     were recorded, and nothing else."""
 
@@ -179,19 +181,6 @@ class Compared:
             f"{self.off:.2g} nats ({TOLERANCE} is allowed); what has changed since: "
             f"{mends.in_words(self.changed)}"
         )
-
-    def add_group(
-        self,
-        name: str,
-        arrays: Mapping[str, Array],
-        coords: Mapping[str, tuple[Any, Any]],
-        due: Mapping[Any, NDArray[np.int64]],
-        attrs: Mapping[str, Any],
-    ) -> None:
-        """Nothing is recorded."""
-
-    def write(self, recorder: str, name: str, start: int, rows: NDArray[Any]) -> None:
-        """Nothing is recorded."""
 
 
 class Addition(Compared):
