@@ -56,3 +56,11 @@ def expansion(logits: Tensor, derivative: Tensor, inputs: Inputs) -> tuple[Tenso
         return total / known.sum(-1)
 
     return averaged(mean - right), averaged(variance)
+
+
+def moved_loss(logits: Tensor, derivative: Tensor, inputs: Inputs) -> Tensor:
+    """(documents,), nats: how a document's mean loss changes where its logits move by a
+    `derivative`: that of a network that is linear in its weights."""
+    each = (text.token_losses(z, inputs) for z in (logits + derivative, logits))
+    there, here = (text.means(losses, inputs).double() for losses in each)
+    return there - here

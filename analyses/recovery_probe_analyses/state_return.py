@@ -21,12 +21,19 @@ if TYPE_CHECKING:
     from recovery_probe import Run
 
 # model -> how it is called
-MODELS = {"age": "age", "state": "state", "both": "age and state", "expansion": "expansion"}
+MODELS = {
+    "age": "age",
+    "state": "state",
+    "both": "age, state",
+    "expansion": "parabola",
+    "linear": "linear",
+}
 RIVALS = [name for name in MODELS if name != "age"]
 QUANTITIES = {
     "loss": "loss",
     "curvature": "ΔᵀGΔ",
     "expansion": "gᵀΔ + ½ΔᵀGΔ",
+    "linear": "linear in the weights",
     "distance": "|Δ|²",
 }
 
@@ -43,6 +50,8 @@ class StateReturn(Analysis):
     `both`       by their mean at that age, and how ΔᵀGΔ differs from theirs there
     `expansion`  from nothing but the network at w_j: gᵀΔ + ½ΔᵀGΔ, with j's gradient g; exact for
                  least squares
+    `linear`     from the network at w_j alone: the loss where the logits have moved by J·Δ, as in a
+                 network that is linear in its weights
 
     r2 (run, reading): 1 - squared errors, as a share of those of the others' mean over all ages;
     0 tells nothing, 1 all. more_than_age (run, part): r2 of each minus that of age. score (run,
@@ -110,9 +119,9 @@ class StateReturn(Analysis):
 
     def _put_r2(self, dataset: xr.Dataset, own: stats.Floats, run: Run) -> None:
         """r2 (reading) and more_than_age (part), of (quantity, document, age) with what counts."""
-        change, state, expansion = own[:3, :, 1:]
+        change, state, *foretold = own[:4, :, 1:]
         usual, *errors = stats.left_out_errors(change, state)
-        errors.append(((change - expansion) ** 2).sum(axis=1))
+        errors += [((change - each) ** 2).sum(axis=1) for each in foretold]
         wrong = np.stack(errors, axis=1)  # (document, model)
 
         def r2(drawn: stats.Ints) -> stats.Floats:
@@ -145,7 +154,7 @@ class StateReturn(Analysis):
         fig.colorbar(drawn, ax=panels, label="age")
         by_age, r2 = below["by age"], below["r2"]
         for name, part, colour in plots.by_run(both):
-            for quantity, style in (("loss", "-"), ("expansion", "--")):
+            for quantity, style in (("loss", "-"), ("linear", "--"), ("expansion", ":")):
                 line = part.by_age.sel(quantity=quantity)
                 by_age.plot(
                     part.age, line, style, color=colour, label=f"{name}: {QUANTITIES[quantity]}"
@@ -175,7 +184,8 @@ class StateReturn(Analysis):
             return (
                 f"R² from other documents is {r2('age')} by age, {r2('state')} by ΔᵀGΔ, "
                 f"{r2('both')} by both ({more} more than by age: {said}), and "
-                f"{r2('expansion')} by the expansion at w_j; of its rise {score('curvature')} is "
+                f"{r2('linear')} by the network at w_j, linear in its weights (its parabola "
+                f"{r2('expansion')}); of its rise {score('curvature')} is "
                 f"gone of ΔᵀGΔ at the last age, {score('loss')} of the loss, and "
                 f"{score('distance')} of the weights' squared distance"
             )
@@ -192,10 +202,12 @@ def _waits(run: Run, episodes: int) -> stats.Floats:
     rows = recorded.episodes_done.values
     rows = rows[rows <= episodes]
     parts = recorded.sel(episodes_done=rows).isel(document=slice(T))
-    curvature, slope, distance = (parts[name].values for name in ("curvature", "slope", "distance"))
+    curvature, slope, linear, distance = (
+        parts[name].values for name in ("curvature", "slope", "linear", "distance")
+    )
     loss = np.where(np.isfinite(curvature), run.losses.values[rows, :T], np.nan)
     found = []
-    for values in (loss, curvature, slope + curvature / 2, distance):
+    for values in (loss, curvature, slope + curvature / 2, linear, distance):
         whole = np.full((episodes + 1, T), np.nan)
         whole[rows] = values
         curves, _ = stats.by_age(whole, run.schedule.values, T, run.timeline.per_epoch)

@@ -24,7 +24,7 @@ ARRAYS = {
     "tempered": ("the same at the document's own best temperature, min over τ of CE(z/τ)", "nats"),
     "biased": ("the same with the bias over the vocabulary that fits all other documents", "nats"),
     "both": (
-        "the same at its best temperature, with a bias that fits the others at theirs",
+        "the same with that bias, at its own best temperature then",
         "nats",
     ),
     "log_rank": ("mean log of how many tokens are at least as likely as the right one", "nats"),
@@ -36,8 +36,8 @@ ARRAYS = {
 @dataclass
 class Readout(Recorder):
     """`loss`, `tempered`, `biased`, `both`, `log_rank`, `accuracy`, `temperature` (episodes_done,
-    document), means over a document's tokens, of a pass of its own over all documents in eval mode
-    (`readings.of_documents`).
+    document), means over a document's tokens, of two passes of its own over all documents in eval
+    mode (`readings.of_documents`).
 
     A temperature is fitted to each document by itself, at each time: one for all documents at a
     time would be of all ages at once, and could not make a loss rise and fall by age. A bias is
@@ -82,7 +82,7 @@ class Readout(Recorder):
     def rows(self) -> dict[str, Any]:
         from recovery_probe.readings import of_documents
 
-        return dict(of_documents(self.batches(), self.classes, self.ridge))
+        return dict(of_documents(self.batches, self.classes, self.ridge))
 
     def batches(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         training, size = self.training, self.training.settings.eval_batch

@@ -23,15 +23,18 @@ if TYPE_CHECKING:
 ARRAYS = {
     "curvature": "ΔᵀGΔ, with the document's Gauss-Newton matrix G at the end of its last episode",
     "slope": "gᵀΔ, with the document's gradient g at the end of its last episode",
+    "linear": "how its loss changes where its logits move by J·Δ, their Jacobian J there",
     "distance": "|Δ|², of all weights",
 }
 
 
 @dataclass
 class StateReturn(Recorder):
-    """`curvature`, `slope`, `distance` (episodes_done, document), of the way Δ = w(t) - w_j from
-    the weights w_j at the end of document j's last episode: ΔᵀGΔ and gᵀΔ, nats, with the
-    Gauss-Newton matrix G and the gradient g of j's mean loss at w_j, in eval mode, and |Δ|². NaN
+    """`curvature`, `slope`, `linear`, `distance` (episodes_done, document), of the way
+    Δ = w(t) - w_j from the weights w_j at the end of document j's last episode: ΔᵀGΔ and gᵀΔ,
+    nats, with the Gauss-Newton matrix G and the gradient g of j's mean loss at w_j, in eval mode;
+    how that loss changes when the logits move by J·Δ, as in a network that is linear in its
+    weights; |Δ|². NaN
     before a document's first episode of the epochs that are watched, and of documents that are not
     watched. `watched` (document): whether it is.
 
@@ -107,17 +110,19 @@ class StateReturn(Recorder):
             rows[:, document] = torch.stack(self.expanded(document, then)).cpu()
         return dict(zip(ARRAYS, rows, strict=True))
 
-    def expanded(self, document: int, then: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """ΔᵀGΔ, gᵀΔ and |Δ|² of a document since its weights `then`."""
+    def expanded(self, document: int, then: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The rows of `ARRAYS` of a document since its weights `then`."""
         import torch
 
-        from recovery_probe.tangents import along, expansion
+        from recovery_probe.tangents import along, expansion, moved_loss
 
         model, inputs = self.training.model, self.training.batch(slice(document, document + 1))
         moved = {n: p.detach() - then[n] for n, p in model.parameters.items()}
-        slope, curvature = expansion(*along(model, moved, inputs, then), inputs)
+        logits, derivative = along(model, moved, inputs, then)
+        slope, curvature = expansion(logits, derivative, inputs)
+        linear = moved_loss(logits, derivative, inputs)
         distance = torch.stack([each.double().pow(2).sum() for each in moved.values()]).sum()
-        return curvature[0], slope[0], distance
+        return curvature[0], slope[0], linear[0], distance
 
     def state(self) -> dict[str, Any]:
         """Nothing at the end: a run that goes on to more epochs watches the last ones of these."""

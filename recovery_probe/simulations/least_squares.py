@@ -96,7 +96,7 @@ class LeastSquares:
         """Exactly, of (row, document, equation) errors and (episode, module, coordinate) moves of
         the weights: X_j Δ is how the errors of j have moved, and G_j = X_jᵀX_j / q."""
         rows, count, q = errors.shape
-        found = np.full((3, rows - 1, count), np.nan)
+        found = np.full((4, rows - 1, count), np.nan)
         path = np.cumsum(moves, axis=0)  # (episode, module, coordinate)
         for document in range(self.trained):
             turns = np.flatnonzero(order == document)
@@ -107,10 +107,11 @@ class LeastSquares:
                 found[:, since, document] = [
                     reduce(moved**2, "row equation -> row", "sum") / q,
                     moved @ then / q,
+                    reduce((then + moved) ** 2 - then**2, "row equation -> row", "sum") / (2 * q),
                     reduce(away, "row module coordinate -> row", "sum"),
                 ]
-        about = ("ΔᵀGΔ, with G = XᵀX / q", "gᵀΔ", "|Δ|²")
-        names = ("curvature", "slope", "distance")
+        about = ("ΔᵀGΔ, with G = XᵀX / q", "gᵀΔ", "how the loss changes", "|Δ|²")
+        names = ("curvature", "slope", "linear", "distance")
         arrays = {
             name: (Array(EPISODE, ("document",), (count,), text, dtype="float64"), values)
             for name, text, values in zip(names, about, found, strict=True)
