@@ -46,7 +46,10 @@ CALLED = {
     "weight_residuals: stripe": (True, True, False),
 }
 # What needs a network or a twin (it has tests of its own), and what gives no number.
-LEFT_OUT = {"pairwise_recovery", "linearised", "kernel_by_lag", "twin_distance", "loss_curves"}
+LEFT_OUT = {
+    *("pairwise_recovery", "linearised", "kernel_by_lag", "readout", "twin_distance"),
+    "loss_curves",
+}
 
 
 @pytest.fixture(scope="module")

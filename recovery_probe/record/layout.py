@@ -82,6 +82,11 @@ class Timeline:
         """Whether it is the first of an epoch."""
         return bool(self.place(episode)[1] == 0)
 
+    def last(self, epochs: int) -> int:
+        """Episodes done when the last so many epochs begin; 0 where there are no more, or for 0."""
+        begin = self.boundaries[self.boundaries < self.episodes]
+        return int(begin[-epochs]) if 0 < epochs <= len(begin) else 0
+
     @property
     def total(self) -> int:
         """Steps of the whole run."""

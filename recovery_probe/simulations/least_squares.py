@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from einops import einsum, rearrange
+from einops import einsum, rearrange, reduce
 
 from recovery_probe.record.layout import EPISODE, STEP, Array, module_coords
 from recovery_probe.simulations import Drawn, Order, Recorded
@@ -68,15 +68,17 @@ class LeastSquares:
                 errors.append(error)
             each = np.stack(errors)  # (row, document, equation)
             token_losses, first = each**2 / 2, train[:, 0]
+            moves = -self.lr * self._gradients(order, summed)
             return Drawn(
                 order,
                 token_losses.mean(axis=2),
                 (train**2 / 2).mean(axis=2).ravel(),
                 {
-                    "weight_deltas": halves.of_updates(-self.lr * self._gradients(order, summed)),
+                    "weight_deltas": halves.of_updates(moves),
                     "gradients": halves.of_gradients(self._gradients(order, first)),
                     "document_gradients": self._inner(each[:: self.trained]),
                     "token_losses": _token_losses(token_losses),
+                    "state_return": self._state_return(order, each, moves),
                     "residual_stream": _outputs(each[:, 0] + self.y[0], first + self.y[order]),
                 },
             )
@@ -89,6 +91,33 @@ class LeastSquares:
         )
         rows = [e @ coordinates[k] / self.q for k, e in zip(order, errors, strict=True)]
         return np.stack(rows).reshape(len(order), 2, -1)
+
+    def _state_return(self, order: Order, errors: Floats, moves: Floats) -> Recorded:
+        """Exactly, of (row, document, equation) errors and (episode, module, coordinate) moves of
+        the weights: X_j Δ is how the errors of j have moved, and G_j = X_jᵀX_j / q."""
+        rows, count, q = errors.shape
+        found = np.full((4, rows - 1, count), np.nan)
+        path = np.cumsum(moves, axis=0)  # (episode, module, coordinate)
+        for document in range(self.trained):
+            turns = np.flatnonzero(order == document)
+            for this, until in zip(turns, [*turns[1:], len(order)], strict=True):
+                then, since = errors[this + 1, document], slice(this, until)
+                moved = errors[this + 1 : until + 1, document] - then
+                away = (path[since] - path[this]) ** 2
+                found[:, since, document] = [
+                    reduce(moved**2, "row equation -> row", "sum") / q,
+                    moved @ then / q,
+                    reduce((then + moved) ** 2 - then**2, "row equation -> row", "sum") / (2 * q),
+                    reduce(away, "row module coordinate -> row", "sum"),
+                ]
+        about = ("ΔᵀGΔ, with G = XᵀX / q", "gᵀΔ", "how the loss changes", "|Δ|²")
+        names = ("curvature", "slope", "linear", "distance")
+        arrays = {
+            name: (Array(EPISODE, ("document",), (count,), text, dtype="float64"), values)
+            for name, text, values in zip(names, about, found, strict=True)
+        }
+        watched = ("document", np.arange(count) < self.trained)
+        return Recorded(arrays, {"watched": watched}, {"epochs": 0}, since=1)
 
     def _inner(self, errors: Floats) -> Recorded:
         """`document_gradients` of (row, document, equation) errors."""

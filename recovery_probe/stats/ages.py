@@ -99,3 +99,46 @@ def ratio_of_sums(part: Floats, whole: Floats, rng: np.random.Generator) -> Floa
         lambda drawn: share_of(part[drawn].mean(axis=1), whole[drawn].mean(axis=1)), len(part), rng
     )
     return np.array([share_of(part.mean(), whole.mean()), *bounds])
+
+
+def last_waits(curves: Floats) -> Floats:
+    """(T, ages): each document's last whole wait, of (waits, T, ages) curves with NaN where a wait
+    is no case; NaN of one without any."""
+    found = np.full(curves.shape[1:], np.nan)
+    for wait in curves:
+        whole = np.isfinite(wait).all(axis=-1)
+        found[whole] = wait[whole]
+    return found
+
+
+def falls_together(loss: Floats, curves: Floats, drawn: Ints) -> Floats:
+    """(resamples, k): how far `curves` (documents, ages, k) fall up to the last age, means over the
+    (resamples, documents) `drawn` ones: all of them from the age at which the mean of the other
+    documents' `loss` (documents, ages) has its top."""
+    times = (drawn[..., None] == np.arange(len(loss))).sum(axis=1)  # (resamples, documents)
+    total = times @ loss
+    falls = np.zeros((len(drawn), curves.shape[-1]))
+    for own, each, weight in zip(loss, curves, times.T, strict=True):
+        top = (total - weight[:, None] * own).argmax(axis=1)
+        falls += weight[:, None] * (each[top] - each[-1])
+    return falls / drawn.shape[1]
+
+
+def left_out_errors(change: Floats, state: Floats) -> Floats:
+    """(4, documents): squared errors, summed over ages, with which a document's `change` in loss
+    (documents, ages) is foretold from all others: by their mean; by their mean at each age; by a
+    number proportional to `state` (documents, ages); and by their mean at each age with what a
+    document's state differs from theirs there."""
+    documents = len(change)
+    errors = np.full((4, documents), np.nan)
+    for document in range(documents) if documents > 2 else ():
+        others = np.arange(documents) != document
+        y, q = change[others], state[others]
+        own_y, own_q = change[document], state[document]
+        level, usual = y.mean(axis=0), q.mean(axis=0)
+        apart = q - usual
+        within = (apart * (y - level)).sum() / max((apart**2).sum(), 1e-300)
+        through = (q * y).sum() / max((q**2).sum(), 1e-300)
+        foretold = [y.mean(), level, through * own_q, level + within * (own_q - usual)]
+        errors[:, document] = [((own_y - each) ** 2).sum() for each in foretold]
+    return errors
