@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -14,7 +14,7 @@ from annotated_types import Ge, Le
 from recovery_probe import stats
 from recovery_probe.analyze import ages, estimate, groups, plots
 from recovery_probe.analyze.estimate import Estimate
-from recovery_probe.experiments import NEEDS, Experiment
+from recovery_probe.experiments import NEEDS, Experiment, scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from recovery_probe.train.plan import Point
 
 ORDERS = ("same", "reversed", "half_turn", "fresh")
-LEAST = 0.05  # a score of which shares are taken
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,11 @@ class ClockOrCue(Experiment):
         arms, rng = self.made(run), run.rng("clock_or_cue")
         curves = np.stack([self._curves(run, arms[n]) for n in ORDERS if n in arms])
         names = [name for name in ORDERS if name in arms]
-        # (arm, reading) each
-        drawn = stats_of(curves, rng)
         dataset = xr.Dataset(
             {"loss": (("arm", "age"), curves.mean(axis=1), ages.NATS | ages.EACH)},
             coords={
                 "arm": names,
-                "reading": ["curve", "crossfitted"],
+                "reading": list(scores.READINGS),
                 "age": np.arange(1, T + 1),
                 "run": groups.labels(runs),
                 "cycle": np.arange(1, self.cycles + 1),
@@ -124,9 +121,11 @@ class ClockOrCue(Experiment):
                 "left_out": [name for name in ORDERS if name not in arms],
             },
         )
-        estimate.put(dataset, "score", ("arm", "reading"), drawn["score"], **ages.SHARE)
+        score = scores.of_arms(curves, rng)
+        estimate.put(dataset, "score", ("arm", "reading"), score, **ages.SHARE)
+        share = scores.interval(scores.shares, curves, rng)
         units = "share of the score in the same order"
-        estimate.put(dataset, "share", ("arm",), drawn["share"], units=units)
+        estimate.put(dataset, "share", ("arm",), share, units=units)
         self._put_omitted(dataset, runs, T)
         return dataset
 
@@ -225,36 +224,6 @@ class ClockOrCue(Experiment):
                 f"{one.with_test()}."
             )
         return text
-
-
-def stats_of(curves: stats.Floats, rng: np.random.Generator) -> dict[str, Any]:
-    """Of (arm, document, age) losses the scores (arm, reading) and their shares (arm) of the first
-    arm's, the same documents drawn in all arms at once."""
-
-    def of_curves(drawn: stats.Ints) -> stats.Floats:
-        each = [stats.share_of(*stats.own_tops(stats.resampled_means(c, drawn))) for c in curves]
-        return np.stack(each, axis=1)  # (resamples, arm)
-
-    def crossed(drawn: stats.Ints) -> stats.Floats:
-        return np.stack([stats.cross_fitted(c, drawn) for c in curves], axis=1)
-
-    def shares(drawn: stats.Ints) -> stats.Floats:
-        scores = of_curves(drawn)
-        return scores / np.where(scores[:, :1] > LEAST, scores[:, :1], np.nan)
-
-    count = curves.shape[1]
-
-    def interval(of: Any) -> tuple[stats.Floats, stats.Floats, stats.Floats]:
-        (value,) = of(np.arange(count)[None])
-        return value, *stats.bootstrap_interval(of, count, rng)
-
-    both = [
-        np.stack(parts, axis=1)
-        for parts in zip(interval(of_curves), interval(crossed), strict=True)
-    ]
-    score = Estimate(*both, null=np.zeros_like(both[0]))
-    value, low, high = interval(shares)
-    return {"score": score, "share": Estimate(value, low, high, null=np.zeros_like(value))}
 
 
 def last_loss(run: Run, begins: int, document: int) -> float:

@@ -13,7 +13,7 @@ from annotated_types import Ge
 from recovery_probe import config, plugins
 from recovery_probe.analyze import needs
 from recovery_probe.analyze.analysis import Analysis
-from recovery_probe.errors import Missing
+from recovery_probe.errors import InputError, Missing
 from recovery_probe.record import mends
 from recovery_probe.record.folder import is_run
 from recovery_probe.record.run import Run, open_run
@@ -73,20 +73,47 @@ class Experiment(Analysis):
         )
         return Point(self.folder(run) / name, settings, begins=Begins(run.path, self.begins(run)))
 
+    def prepare(self, run: Run) -> None:
+        """Make what the settings of its arms name, such as files: before any of them is trained,
+        and when some were and others not. What is there already stays."""
+
+    def last_order(self, run: Run) -> list[int]:
+        """The documents of the epoch after which it begins, in their order."""
+        T, begins = run.config.documents.count, self.begins(run)
+        return [int(k) for k in run.schedule.values[begins - T : begins]]
+
     def made(self, run: Run) -> dict[str, Run]:
         """Its arms beside a run, those that are there. Raises `Missing` when one is not complete
         that it cannot be without."""
         found = {}
-        for name in self.arms(run):
-            path = self.folder(run) / name
-            if is_run(path) and (arm := open_run(path)).status == "complete":
+        for name, point in self.arms(run).items():
+            if arm := complete(point):
                 found[name] = arm
             elif name not in self.optional:
                 raise Missing(
-                    f"{path}: not trained yet; python -m recovery_probe.experiment {self.name} "
-                    f"{run.path}"
+                    f"{point.path}: not trained yet; python -m recovery_probe.experiment "
+                    f"{self.name} {run.path}"
                 )
         return found
+
+
+def complete(point: Point) -> Run | None:
+    """The arm, when it is there and at its end. Raises `InputError` when it is another one, made
+    with other settings of the experiment. A file may lie elsewhere, since a run may be moved."""
+    if not is_run(point.path) or (arm := open_run(point.path)).status != "complete":
+        return None
+    found = config.differences(config.resolved(arm.config), point.settings, roles=("numbers",))
+    differing = {n: both for n, both in found.items() if len({Path(str(b)).name for b in both}) > 1}
+    begins = point.begins and point.begins.told(point.path)
+    if arm.provenance.get("begins") != begins:
+        differing["begins"] = (arm.provenance.get("begins"), begins)
+    if differing:
+        pairs = "; ".join(f"{n} is {a!r} there, and {b!r} here" for n, (a, b) in differing.items())
+        raise InputError(
+            f"{point.path}: was made with other settings of the experiment ({pairs}): ask with "
+            f"those, or remove {point.path.parent}"
+        )
+    return arm
 
 
 def restartable(analysis: Analysis, runs: Sequence[Run]) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 from recovery_probe.analyze.groups import match
 from recovery_probe.errors import InputError
-from recovery_probe.experiments import Experiment
-from recovery_probe.record.folder import is_run
+from recovery_probe.experiments import Experiment, complete
 from recovery_probe.record.run import Run, open_run
 from recovery_probe.schedules import planned
 from recovery_probe.train.plan import Point
@@ -51,11 +50,6 @@ def left(experiment: Experiment, run: Run) -> list[Point]:
     return [point for point in experiment.arms(run).values() if not complete(point)]
 
 
-def complete(point: Point) -> bool:
-    """Whether a run is there, and at its end."""
-    return is_run(point.path) and open_run(point.path).status == "complete"
-
-
 def seconds(point: Point) -> float:
     """About how long a run takes, as the one with whose checkpoint it begins took; evaluations of
     more documents not counted."""
@@ -85,6 +79,8 @@ def train(experiment: Experiment, run: Run) -> None:
     left out, which is said."""
     from recovery_probe.train.fitting import fit
 
+    if left(experiment, run):
+        experiment.prepare(run)
     for name, point in experiment.arms(run).items():
         if complete(point):
             continue

@@ -52,13 +52,27 @@ RULES = (
     Rule("H1", "kernel_by_lag", "growth of the neighbours' kernel", (0, INF), (-INF, 0)),
     Rule("H2", "linearised", "score without feature learning, Q", (0.9, 1.1), (-INF, 0.5)),
     Rule("H2", "state_return", "R² that the state adds to age", (0, INF), (-INF, 0)),
-    Rule("H2", "remove_subspace", "recovery beyond a placebo's that goes", (0.25, INF), (-INF, 0.1)),
+    Rule(
+        "H2", "remove_subspace", "recovery beyond a placebo's that goes", (0.25, INF), (-INF, 0.1)
+    ),
     Rule("H3", "age_curve", "matched fall, run minus control", (-0.05, 0.05), (0.05, INF)),
-    Rule("H4", "readout", "recovery left with temperature and bias set right", (-INF, 0.5), (0.75, INF)),
+    Rule(
+        "H4",
+        "readout",
+        "recovery left with temperature and bias set right",
+        (-INF, 0.5),
+        (0.75, INF),
+    ),
     Rule("H5", "transplant", "share that norms alone restore", (0.5, INF), (-INF, 0.25)),
     Rule("H6", "optimizer_memory", "recovery left without memory", (-INF, 0.5), (0.75, INF)),
     Rule("H7", "age_curve", "excess as a share of the matched fall", (0.5, INF), (-INF, 0.1)),
-    Rule("H8", "clock_or_cue", "recovery on fresh documents, of that in the same order", (0.5, INF), (-INF, 0.25)),
+    Rule(
+        "H8",
+        "clock_or_cue",
+        "recovery on fresh documents, of that in the same order",
+        (0.5, INF),
+        (-INF, 0.25),
+    ),
 )
 
 
