@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "once_an_epoch", "recorded", "twin"]
 
 
-def recorded(name: str, every_episode: bool = False) -> Need:
+def recorded(name: str, every_episode: bool = False, epochs: int | None = None) -> Need:
     """A recorder, and that none of its times leaves out an episode: one that watches steps has the
-    first of each episode, and so stretches that end with each."""
+    first of each episode, and so stretches that end with each. `epochs`: what is after
+    each episode of the last so many epochs that all have begun suffices."""
 
     def check(_: Analysis, runs: Sequence[Run]) -> None:
         done = common(runs)
         for run in runs:
+            if epochs is not None:
+                _of_the_last(epochs, run, name, done)
+                continue
             dataset = run.recorder(name)
             start, stop = dataset.attrs.get("replayed", {}).get("episodes", (0, done))
             if start > 0 or stop < done:
@@ -45,6 +49,20 @@ def recorded(name: str, every_episode: bool = False) -> Need:
                 )
 
     return check
+
+
+def _of_the_last(epochs: int, run: Run, name: str, done: int) -> None:
+    """Raise `Missing` unless a recorder has what is after each of the last epochs' episodes."""
+    first = run.timeline.before_last(epochs, done)
+    more = f" --{name}.epochs {run.config.epochs}" * (first < run.timeline.before_last(epochs))
+    mend = f"{mends.replay(run.path, name)}{more} --episodes {first}:{done}"
+    if name not in run.recorders and not mends.simulated(run.provenance):
+        raise Missing(f"{run.path}: recorder {name} was off; {mend} adds it")
+    if not np.isin(np.arange(first, done) + 1, run.recorder(name).episodes_done.values).all():
+        raise Missing(
+            f"{run.path}: {name} has not all of the episodes {first}:{done}, the last "
+            f"{epochs} epochs; {mend} --overwrite has"
+        )
 
 
 def epochs(least: int) -> Need:

@@ -87,14 +87,23 @@ class Timeline:
         """Steps of the whole run."""
         return self.episodes * self.steps
 
-    def due(self, every: str, time: str) -> NDArray[np.int64]:
-        """Step indices, or numbers of episodes done, at which something is due.
+    def due(self, every: str, time: str, after: int | None = None) -> NDArray[np.int64]:
+        """Step indices, or numbers of episodes done, at which something is due; those alone that
+        come after `after` episodes, when given.
 
         `every` is `step`, `N steps`, `episode`, `N episodes`, `epoch` or `N epochs`. Steps are the
         first of their period; episodes done start at 0. Raises `InputError` for anything else.
         """
         times = self.periods(every, time)
-        return times[times < self.total] if time == STEP else times
+        if time == STEP:
+            return times[(times >= (after or 0) * self.steps) & (times < self.total)]
+        return times if after is None else times[times > after]
+
+    def before_last(self, epochs: int, done: int | None = None) -> int:
+        """Episodes before the last so many epochs, or as many as there are: of those begun once
+        `done` episodes are, or of all."""
+        begun = self.boundaries[self.boundaries < (self.episodes if done is None else done)]
+        return int(begun[-epochs:][0]) if len(begun) else 0
 
     def periods(self, every: str, time: str) -> NDArray[np.int64]:
         """Where each period of `every` begins, as `due` has it, and where the last one ends, if

@@ -196,11 +196,14 @@ class Writer:
             if "covers" not in array.attrs:
                 continue  # a coordinate
             time, *_ = cast(Any, array).metadata.dimension_names
-            times = np.asarray(cast(Any, ours[time])[:])
+            times, known = (np.asarray(cast(Any, of[time])[:]) for of in (ours, theirs))
+            due = times
             if array.attrs["covers"] == "stretch":
-                times = np.append(times[1:], self.timeline.total) - 1  # when each is due
-            rows = int((times < (done * M if time == STEP else run.rows)).sum())
-            self._array(f"{recorder}/{name}")[:rows] = array[:rows]
+                due = np.append(times[1:], self.timeline.total) - 1
+            count = int((due < (done * M if time == STEP else run.rows)).sum())
+            # Of a recorder of the last epochs they begin later than those that are there.
+            first = int(np.searchsorted(known, times[0])) if count else 0
+            self._array(f"{recorder}/{name}")[:count] = array[first : first + count]
 
     def __enter__(self) -> Self:
         return self

@@ -50,6 +50,8 @@ class Layout:
     coords: dict[str, tuple[str | tuple[str, ...], Any]] = field(default_factory=dict)
     # time dimension -> how often, as `Timeline.due` reads it; always when not said
     every: dict[str, str] = field(default_factory=dict)
+    # nothing is due but after so many episodes; from the start when not said
+    after: int | None = None
     hooks: tuple[Hook, ...] = ()
     files: int = 0  # bytes written beside the record
 

@@ -57,8 +57,8 @@ class _AtWork:
         check_layout(self.name, self.layout)
         check_positions(self.name, self.layout, training)
         every = {STEP: "step", EPISODE: "episode", **self.layout.every}
-        timeline = training.timeline
-        self.due = {d: timeline.due(every[d], d) for d in (STEP, EPISODE)}
+        timeline, after = training.timeline, self.layout.after
+        self.due = {d: timeline.due(every[d], d, after) for d in (STEP, EPISODE)}
         self.steps, self.total = timeline.steps, timeline.total
         self.seconds = 0.0
         self.rows: dict[str, dict[int, Any]] = defaultdict(dict)  # array -> row -> value
@@ -69,9 +69,10 @@ class _AtWork:
 
     def row(self, dimension: str, time: int) -> int | None:
         """The row of a time that is due, or for which the recorder is called all the same."""
-        due = self.due[dimension]  # the first is 0
+        due = self.due[dimension]
         row = int(np.searchsorted(due, time, side="right")) - 1
-        return row if due[row] == time or self.recorder.sees_every_step else None
+        at_one = row >= 0 and due[row] == time
+        return row if at_one or self.recorder.sees_every_step else None
 
     def take(self, moment: Callable[[], Rows], dimension: str, time_: int) -> None:
         """Call a moment that is due, and keep the rows it returns."""

@@ -139,7 +139,8 @@ def _write(
         for name, recorded in drawn.recorded.items():
             table = settings.tables[name]
             arrays = {n: array for n, (array, _) in recorded.rows.items()}
-            due = {a.time: timeline.due(table["every"], a.time) for a in arrays.values()}
+            every, after = table.get("every", "episode"), recorded.after
+            due = {a.time: timeline.due(every, a.time, after) for a in arrays.values()}
             writer.add_group(name, arrays, recorded.coords, due, table)
         writer.put_in_place(overwrite)
         for name, recorded in drawn.recorded.items():
