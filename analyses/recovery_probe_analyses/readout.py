@@ -40,7 +40,8 @@ class Readout(Analysis):
     """Of every document's last whole wait that was recorded, by age (as in `age_curve`), readings
     of its logits (recorder `readout`): `loss`; `tempered`, min over τ of CE(z/τ), τ the document's
     own at each time; `biased`, after the bias over the vocabulary that fits all other documents
-    best at that time; `both`, with that bias and the document's own temperature; `log_rank`, mean log rank of the right tokens; `error`, 1 - accuracy.
+    best at that time; `both`, with that bias and the document's own temperature; `log_rank`, mean
+    log rank of the right tokens; `error`, 1 - accuracy.
 
     by_age (run, reading, age): means over documents; temperature (run, age): of τ. regained (run,
     reading): how far each falls up to the last age, from the age at which the mean loss of the
@@ -63,8 +64,9 @@ class Readout(Analysis):
     that depends on the context is left. A bias is fitted to other documents, with a prior of about
     a nat, over few tokens: one that is large, or of tokens that no other document has, is found in
     part, and left is too large. A document's temperature takes in whatever makes its right tokens
-    less likely together, also where the cause lies deep: left is no bound from below. The bias is fitted at the logits'
-    own temperature, so that `both` is not the best of all pairs. Ranks and errors are no nats: they fall only where tokens change places. Temperature and scale of the last
+    less likely together, also where the cause lies deep: left is no bound from below. The bias is
+    fitted at the logits' own temperature, so that `both` is not the best of all pairs. Ranks and
+    errors are no nats: they fall only where tokens change places. Temperature and scale of the last
     norm are one thing here. Of what is left, features that align (H1), a state that comes back
     (H2) and savings (H3) are alike."""
     needs = (RUN, recorded("readout", every_episode=True, epochs=2))
@@ -169,8 +171,8 @@ class Readout(Analysis):
                 f"{said('regained', 'loss')} nats per token come back up to the last age; of them "
                 f"{said('left', 'tempered')} with each document's temperature set right, "
                 f"{said('left', 'biased')} with a shared bias set right, {said('left', 'both')} "
-                f"with both; the score is {said('score', 'loss')} of the loss, {said('score', 'both')} with "
-                "both set right, "
+                f"with both; the score is {said('score', 'loss')} of the loss, "
+                f"{said('score', 'both')} with both set right, "
                 f"{said('score', 'log_rank')} of the right tokens' log rank, "
                 f"{said('score', 'error')} of the share of wrong ones"
             )

@@ -13,6 +13,8 @@ from recovery_probe.simulations import Drawn, Order, Recorded
 from recovery_probe.simulations import modules as halves
 from recovery_probe.stats import Floats
 
+LAST = 2  # epochs whose loss changes are allocated
+
 
 @dataclass
 class LeastSquares:
@@ -54,6 +56,7 @@ class LeastSquares:
     def descend(self, order: Order) -> Drawn:
         """M steps on each document of an order. Where it diverges, losses are not finite."""
         error = self.X @ self.start - self.y  # (document, equation)
+        allocated = np.empty((len(order), 2, len(self.X)))  # (episode, module, document)
         errors, train = [error], np.empty((len(order), self.steps, self.q))
         summed = np.empty((len(order), self.q))  # over the steps of an episode: it moves by these
         with np.errstate(over="ignore", invalid="ignore"):
@@ -64,7 +67,11 @@ class LeastSquares:
                     own = own - towards @ own
                 summed[episode] = train[episode].sum(axis=0)
                 moved = self.together[:, :, k] @ summed[episode]
-                error = error - self.lr / self.q * moved
+                before, error = error, error - self.lr / self.q * moved
+                # The loss is quadratic: its gradient half-way is that of the whole line.
+                halves_moved = self.products[:, :, :, k] @ summed[episode]
+                half_way = (before + error) / 2
+                allocated[episode] = -self.lr / self.q * (halves_moved * half_way).mean(axis=2)
                 errors.append(error)
             each = np.stack(errors)  # (row, document, equation)
             token_losses, first = each**2 / 2, train[:, 0]
@@ -77,6 +84,7 @@ class LeastSquares:
                     "weight_deltas": halves.of_updates(moves),
                     "gradients": halves.of_gradients(self._gradients(order, first)),
                     "document_gradients": self._inner(each[:: self.trained]),
+                    "allocation": _allocated(allocated, self.trained),
                     "token_losses": _token_losses(token_losses),
                     "state_return": self._state_return(order, each, moves),
                     "residual_stream": _outputs(each[:, 0] + self.y[0], first + self.y[order]),
@@ -131,6 +139,15 @@ class LeastSquares:
         array = Array(EPISODE, dims, inner.shape[1:], about, "nats²", "float64")
         coords = module_coords(halves.MODULES)
         return Recorded({"inner": (array, inner)}, coords, {"every": "epoch"})
+
+
+def _allocated(allocated: Floats, trained: int) -> Recorded:
+    """Exact, so that nothing is left over. (episode, module, document)"""
+    after = max(0, len(allocated) - LAST * trained)
+    about = "loss change of a document by the last episode's change of a module's weights"
+    array = Array(EPISODE, ("module", "document"), allocated.shape[1:], about, "nats", "float64")
+    rows = {"allocated": (array, allocated[after:])}
+    return Recorded(rows, module_coords(halves.MODULES), {"epochs": LAST}, after + 1)
 
 
 def _token_losses(losses: Floats) -> Recorded:

@@ -30,6 +30,21 @@ def by_age(
     return curves, begins
 
 
+def ages_at(schedule: Schedule, documents: int) -> tuple[Ints, Ints]:
+    """(episodes, documents) each: the age at which an episode finds a document, the episodes since
+    the last one on it, 0 in its own; and how many episodes the wait lasts in which that is. -1
+    before the first, and of a wait that does not end."""
+    own = schedule[:, None] == np.arange(documents)
+    episode = np.arange(len(schedule))[:, None]
+    last = np.maximum.accumulate(np.where(own, episode, -1), axis=0)
+    following = np.full(own.shape, len(schedule))
+    following[:-1] = np.where(own, episode, len(schedule))[1:]
+    following = np.minimum.accumulate(following[::-1], axis=0)[::-1]
+    known = last >= 0
+    ends = known & (following < len(schedule))
+    return np.where(known, episode - last, -1), np.where(ends, following - last, -1)
+
+
 def at_times(curves: Floats, begins: Floats, when: Floats) -> Floats:
     """(waits, T, ages): a run's curves by age as they would be had the waits begun at other
     episodes, `when` (waits, T): on the straight line through the document's two cases nearest in

@@ -219,6 +219,11 @@ class Addition(Compared):
             for array_name, array in arrays.items():
                 if array.time == time:
                     self.first[name, array_name] = first, count
+        if not any(count for (of, _), (_, count) in self.first.items() if of == name):
+            raise InputError(
+                f"episodes {self.start}:{self.stop}: nothing of {name} is due in them, by its "
+                "settings"
+            )
         group.lay_out(self.aside, self.timeline, name, arrays, coords, kept, attrs)
         self.groups.append(name)
 
