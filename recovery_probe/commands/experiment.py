@@ -52,14 +52,14 @@ def run(argv: Sequence[str]) -> None:
     if not command.runs:
         raise InputError(f"experiment {kind.name} needs a run directory; train one first")
 
-    from recovery_probe.analyze.groups import seeds_and_controls
+    from recovery_probe.analyze.groups import match, seeds_and_controls
     from recovery_probe.experiments import conduct
     from recovery_probe.record.run import open_runs
 
     runs, controls = seeds_and_controls([r for path in command.runs for r in open_runs(path)])
     controls = controls or [control for run in runs for control in run.controls]
     if command.plan:
-        conduct.tell([p for run in (*runs, *controls) for p in conduct.left(experiment, run)])
+        conduct.tell([experiment], match(runs, controls))
         return
     out = command.out and as_path(command.out)
     if len(runs) > 1 and out is None:

@@ -73,6 +73,17 @@ class Experiment(Analysis):
         )
         return Point(self.folder(run) / name, settings, begins=Begins(run.path, self.begins(run)))
 
+    def parts(self) -> Sequence[Analysis]:
+        """Experiments and analyses that it brings together, and has done before it."""
+        return ()
+
+    def before(self, run: Run, controls: Sequence[Run]) -> None:
+        """Have done what it brings together of a run and its controls, and is not there yet."""
+
+    def seconds(self, run: Run, controls: Sequence[Run]) -> float:
+        """About how long that takes, beside training arms."""
+        return 0.0
+
     def prepare(self, run: Run) -> None:
         """Make what the settings of its arms name, such as files: before any of them is trained,
         and when some were and others not. What is there already stays."""

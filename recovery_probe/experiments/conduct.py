@@ -33,21 +33,25 @@ def conduct(
     from recovery_probe.analyze.perform import analyze
 
     runs = [runs] if isinstance(runs, Run) else list(runs)
+    groups = match(runs, controls)
     for experiment in experiments:
-        for run, own in match(runs, controls):
+        for run, own in groups:
             for need in experiment.needs:
                 need(experiment, [run, *own])
-    todo = [point for e in experiments for r in (*runs, *controls) for point in left(e, r)]
-    tell(todo)
+    tell(experiments, groups)
     for experiment in experiments:
-        for run in (*runs, *controls):
-            train(experiment, run)
+        for run, own in groups:
+            experiment.before(run, own)
+            for one in (run, *own):
+                train(experiment, one)
     return analyze(runs, controls, experiments, out=out)
 
 
 def left(experiment: Experiment, run: Run) -> list[Point]:
-    """The arms beside a run that are not complete."""
-    return [point for point in experiment.arms(run).values() if not complete(point)]
+    """The arms beside a run that are not complete, also of experiments that it brings together."""
+    own = [point for point in experiment.arms(run).values() if not complete(point)]
+    parts = [part for part in experiment.parts() if isinstance(part, Experiment)]
+    return own + [point for part in parts for point in left(part, run)]
 
 
 def seconds(point: Point) -> float:
@@ -59,17 +63,17 @@ def seconds(point: Point) -> float:
     return SHORT + float(each) * planned(point.settings).episodes
 
 
-def tell(points: Sequence[Point]) -> None:
-    """Say how many runs are to be trained, and about how long that takes."""
-    if points:
+def tell(experiments: Sequence[Experiment], groups: Sequence[tuple[Run, Sequence[Run]]]) -> None:
+    """Say how many runs are to be trained, and about how long all takes."""
+    each = [run for first, own in groups for run in (first, *own)]
+    points = [point for e in experiments for run in each for point in left(e, run)]
+    total = sum(map(seconds, points))
+    total += sum(e.seconds(run, own) for e in experiments for run, own in groups)
+    if total:
         episodes = sum(planned(point.settings).episodes for point in points)
-        total = sum(map(seconds, points))
+        time = f"{total / 60:.0f} min" if total > 90 else f"{total:.0f} s"
         print(
-            f"{len(points)} runs to train from checkpoints, {episodes} episodes: about "
-            f"{total / 60:.0f} min"
-            if total > 90
-            else f"{len(points)} runs to train from checkpoints, {episodes} episodes: about "
-            f"{total:.0f} s",
+            f"{len(points)} runs to train from checkpoints, {episodes} episodes: about {time} in all",
             file=sys.stderr,
         )
 
