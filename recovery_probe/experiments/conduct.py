@@ -73,7 +73,8 @@ def tell(experiments: Sequence[Experiment], groups: Sequence[tuple[Run, Sequence
         episodes = sum(planned(point.settings).episodes for point in points)
         time = f"{total / 60:.0f} min" if total > 90 else f"{total:.0f} s"
         print(
-            f"{len(points)} runs to train from checkpoints, {episodes} episodes: about {time} in all",
+            f"{len(points)} runs to train from checkpoints, {episodes} episodes; about {time} in "
+            "all",
             file=sys.stderr,
         )
 
