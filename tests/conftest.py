@@ -46,7 +46,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
     """A trained tiny cyclic run; `pair.controls` holds its shuffled control. With all that
     analyses need. Do not write to it."""
     out: Path = tmp_path_factory.mktemp("pair")
-    settings = toy_settings(recorders=[*ALL, "readout", "state_return"])
+    settings = toy_settings(recorders=[*ALL, "readout", "state_return", "allocation"])
     return rp.fit(settings, out, control="shuffled")
 
 

@@ -57,7 +57,7 @@ ALWAYS: dict[str, st.SearchStrategy[Any]] = {
     "recorders": st.lists(
         some(
             *("token_losses", "residual_stream", "gradients", "weight_deltas"),
-            *("document_gradients", "attention_patterns", "checkpoints"),
+            *("document_gradients", "attention_patterns", "allocation", "checkpoints"),
         ),
         unique=True,
     ),
@@ -131,6 +131,7 @@ OWN: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "gradients": {"every": STEPS},
     "weight_deltas": {"every": STEPS},
     "document_gradients": {"every": EPISODES},
+    "allocation": {"epochs": st.integers(1, 3), "accuracy": some(0.02, 1e-9, 1.0)},
     "attention_patterns": {"every": STEPS, "patterns": st.booleans()},
     "checkpoints": {"every": EPISODES, "keep": st.integers(0, 2)},
     "mask": {"p": some(0.1, 1.0)},

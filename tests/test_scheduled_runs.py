@@ -49,7 +49,7 @@ LACKING = {
 }
 RECORDERS = (
     *("gradients", "weight_deltas", "residual_stream", "token_losses", "document_gradients"),
-    "checkpoints",
+    *("allocation", "checkpoints"),
 )
 
 

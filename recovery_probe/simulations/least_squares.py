@@ -76,15 +76,16 @@ class LeastSquares:
             each = np.stack(errors)  # (row, document, equation)
             token_losses, first = each**2 / 2, train[:, 0]
             moves = -self.lr * self._gradients(order, summed)
+            losses = token_losses.mean(axis=2)
             return Drawn(
                 order,
-                token_losses.mean(axis=2),
+                losses,
                 (train**2 / 2).mean(axis=2).ravel(),
                 {
                     "weight_deltas": halves.of_updates(moves),
                     "gradients": halves.of_gradients(self._gradients(order, first)),
                     "document_gradients": self._inner(each[:: self.trained]),
-                    "allocation": _allocated(allocated, self.trained),
+                    "allocation": _allocated(allocated, losses, self.trained),
                     "token_losses": _token_losses(token_losses),
                     "state_return": self._state_return(order, each, moves),
                     "residual_stream": _outputs(each[:, 0] + self.y[0], first + self.y[order]),
@@ -141,12 +142,26 @@ class LeastSquares:
         return Recorded({"inner": (array, inner)}, coords, {"every": "epoch"})
 
 
-def _allocated(allocated: Floats, trained: int) -> Recorded:
-    """Exact, so that nothing is left over. (episode, module, document)"""
+def _allocated(allocated: Floats, losses: Floats, trained: int) -> Recorded:
+    """(episode, module, document), and the (row, document) losses that they add up to."""
     after = max(0, len(allocated) - LAST * trained)
+    kept, change = allocated[after:], np.diff(losses[after:], axis=0)
     about = "loss change of a document by the last episode's change of a module's weights"
-    array = Array(EPISODE, ("module", "document"), allocated.shape[1:], about, "nats", "float64")
-    rows = {"allocated": (array, allocated[after:])}
+    left = "sum of `allocated` over modules minus the recorded change of the loss"
+    rows = {
+        "allocated": (
+            Array(EPISODE, ("module", "document"), kept.shape[1:], about, "nats", "float64"),
+            kept,
+        ),
+        "residual": (
+            Array(EPISODE, ("document",), change.shape[1:], left, "nats", "float64"),
+            kept.sum(axis=1) - change,
+        ),
+        "places": (
+            Array(EPISODE, (), (), "places on the line where gradients were taken", "1", "int64"),
+            np.ones(len(kept), dtype=np.int64),
+        ),
+    }
     return Recorded(rows, module_coords(halves.MODULES), {"epochs": LAST}, after + 1)
 
 
