@@ -40,7 +40,8 @@ class Readout(Analysis):
     """Of every document's last whole wait that was recorded, by age (as in `age_curve`), readings
     of its logits (recorder `readout`): `loss`; `tempered`, min over τ of CE(z/τ), τ the document's
     own at each time; `biased`, after the bias over the vocabulary that fits all other documents
-    best at that time; `both`, with that bias and the document's own temperature; `log_rank`, mean log rank of the right tokens; `error`, 1 - accuracy.
+    best at that time; `both`, with that bias and the document's own temperature; `log_rank`, mean
+    log rank of the right tokens; `error`, 1 - accuracy.
 
     by_age (run, reading, age): means over documents; temperature (run, age): of τ. regained (run,
     reading): how far each falls up to the last age, from the age at which the mean loss of the
@@ -62,11 +63,12 @@ class Readout(Analysis):
     blind_spot = """What temperature and bias do not explain may still be in the last layer: a bias
     that depends on the context is left. A bias is fitted to other documents, with a prior of about
     a nat, over few tokens: one that is large, or of tokens that no other document has, is found in
-    part, and left is too large. A document's temperature takes in whatever makes its right tokens
-    less likely together, also where the cause lies deep: left is no bound from below. The bias is fitted at the logits'
-    own temperature, so that `both` is not the best of all pairs. Ranks and errors are no nats: they fall only where tokens change places. Temperature and scale of the last
-    norm are one thing here. Of what is left, features that align (H1), a state that comes back
-    (H2) and savings (H3) are alike."""
+    part, and left is too large. It is fitted at the logits' own temperature: `both` is not the best
+    of all pairs. A document's temperature takes in whatever makes its right tokens less likely
+    together, also where the cause lies deep, and a bias what documents have in common: left is no
+    bound from below. Ranks and errors are no nats: they fall only where tokens change places.
+    Temperature and the scale of the last norm are one thing here. Of what is left, features that
+    align (H1), a state that comes back (H2) and savings (H3) are alike."""
     needs = (RUN, recorded("readout", every_episode=True, epochs=2))
 
     def compute(self, *runs: Run) -> xr.Dataset:
@@ -152,11 +154,13 @@ class Readout(Analysis):
                 plots.points(axes, x, found, "o", color=colour, label=name)
         for axes, shown in ((left, list(NATS)), (score, list(READINGS))):
             plots.zero(axes)
-            axes.set_xticks(range(len(shown)), [READINGS[name] for name in shown])
+            axes.set_xticks(
+                range(len(shown)), [READINGS[name].replace(" ", "\n") for name in shown]
+            )
+            axes.set_xlim(-0.5, len(shown) - 0.3)
         left.axhline(1, color=plots.HELD_OUT, linewidth=0.6, linestyle="--")
         left.set(title="nats that come back, with it set right", ylabel="share of the loss's")
         score.set(title="recovery score of each reading", ylabel="share of what is forgotten")
-        score.tick_params(axis="x", rotation=25)
         left.legend()
         return fig
 
@@ -169,8 +173,8 @@ class Readout(Analysis):
                 f"{said('regained', 'loss')} nats per token come back up to the last age; of them "
                 f"{said('left', 'tempered')} with each document's temperature set right, "
                 f"{said('left', 'biased')} with a shared bias set right, {said('left', 'both')} "
-                f"with both; the score is {said('score', 'loss')} of the loss, {said('score', 'both')} with "
-                "both set right, "
+                f"with both; the score is {said('score', 'loss')} of the loss, "
+                f"{said('score', 'both')} with both set right, "
                 f"{said('score', 'log_rank')} of the right tokens' log rank, "
                 f"{said('score', 'error')} of the share of wrong ones"
             )
