@@ -49,7 +49,7 @@ LACKING = {
 }
 RECORDERS = (
     *("gradients", "weight_deltas", "residual_stream", "token_losses", "document_gradients"),
-    *("allocation", "checkpoints"),
+    *("allocation", "readout", "state_return", "checkpoints"),
 )
 
 
@@ -61,6 +61,8 @@ def of(kind: str, epochs: int = E, **changes: Any) -> rp.Settings:
         "documents": {"count": count, "held_out": H, "tokens": 12, "min_tokens": 12},
         "model": {"depth": 1, "width": 16},
         "recorders": RECORDERS,
+        "readout": {"epochs": 0},
+        "state_return": {"epochs": 0},
     }
     return tiny(epochs=epochs, schedule={"kind": kind, **own}, **{**small, **changes})
 

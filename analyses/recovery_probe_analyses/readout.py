@@ -63,12 +63,12 @@ class Readout(Analysis):
     blind_spot = """What temperature and bias do not explain may still be in the last layer: a bias
     that depends on the context is left. A bias is fitted to other documents, with a prior of about
     a nat, over few tokens: one that is large, or of tokens that no other document has, is found in
-    part, and left is too large. A document's temperature takes in whatever makes its right tokens
-    less likely together, also where the cause lies deep: left is no bound from below. The bias is
-    fitted at the logits' own temperature, so that `both` is not the best of all pairs. Ranks and
-    errors are no nats: they fall only where tokens change places. Temperature and scale of the last
-    norm are one thing here. Of what is left, features that align (H1), a state that comes back
-    (H2) and savings (H3) are alike."""
+    part, and left is too large. It is fitted at the logits' own temperature: `both` is not the best
+    of all pairs. A document's temperature takes in whatever makes its right tokens less likely
+    together, also where the cause lies deep, and a bias what documents have in common: left is no
+    bound from below. Ranks and errors are no nats: they fall only where tokens change places.
+    Temperature and the scale of the last norm are one thing here. Of what is left, features that
+    align (H1), a state that comes back (H2) and savings (H3) are alike."""
     needs = (RUN, recorded("readout", every_episode=True, epochs=2))
 
     def compute(self, *runs: Run) -> xr.Dataset:
@@ -154,11 +154,13 @@ class Readout(Analysis):
                 plots.points(axes, x, found, "o", color=colour, label=name)
         for axes, shown in ((left, list(NATS)), (score, list(READINGS))):
             plots.zero(axes)
-            axes.set_xticks(range(len(shown)), [READINGS[name] for name in shown])
+            axes.set_xticks(
+                range(len(shown)), [READINGS[name].replace(" ", "\n") for name in shown]
+            )
+            axes.set_xlim(-0.5, len(shown) - 0.3)
         left.axhline(1, color=plots.HELD_OUT, linewidth=0.6, linestyle="--")
         left.set(title="nats that come back, with it set right", ylabel="share of the loss's")
         score.set(title="recovery score of each reading", ylabel="share of what is forgotten")
-        score.tick_params(axis="x", rotation=25)
         left.legend()
         return fig
 

@@ -183,7 +183,7 @@ class StateReturn(Analysis):
             said = more.decided("the state tells more than age", "age tells more", 0.05)
             return (
                 f"R² from other documents is {r2('age')} by age, {r2('state')} by ΔᵀGΔ, "
-                f"{r2('both')} by both ({more} more than by age: {said}), and "
+                f"{r2('both')} by both ({more} beyond age: {said}), and "
                 f"{r2('linear')} by the network at w_j, linear in its weights (its parabola "
                 f"{r2('expansion')}); of its rise {score('curvature')} is "
                 f"gone of ΔᵀGΔ at the last age, {score('loss')} of the loss, and "
