@@ -57,7 +57,7 @@ ALWAYS: dict[str, st.SearchStrategy[Any]] = {
     "recorders": st.lists(
         some(
             *("token_losses", "residual_stream", "gradients", "weight_deltas"),
-            *("document_gradients", "attention_patterns", "checkpoints"),
+            *("document_gradients", "attention_patterns", "checkpoints", "readout", "state_return"),
         ),
         unique=True,
     ),
