@@ -58,6 +58,7 @@ ALWAYS: dict[str, st.SearchStrategy[Any]] = {
         some(
             *("token_losses", "residual_stream", "gradients", "weight_deltas"),
             *("document_gradients", "attention_patterns", "allocation", "checkpoints"),
+            *("readout", "state_return"),
         ),
         unique=True,
     ),

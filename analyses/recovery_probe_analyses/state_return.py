@@ -161,14 +161,15 @@ class StateReturn(Analysis):
                 )
         by_age.set(title="means", xlabel="episodes since its own", ylabel="nats/token since w_j")
         by_age.locator_params(axis="x", integer=True)
-        by_age.legend()
-        for r, (name, part, colour) in enumerate(plots.by_run(dataset)):
+        fig.legend(loc="outside lower center", ncols=both.sizes["run"])
+        for r, (_, part, colour) in enumerate(plots.by_run(dataset)):
             x = np.arange(len(MODELS)) + 0.12 * r
-            plots.points(r2, x, estimate.get(part, "r2"), "o", color=colour, label=name)
+            plots.points(r2, x, estimate.get(part, "r2"), "o", color=colour)
         plots.zero(r2)
-        r2.set(title="R² from all other documents", ylabel="R²", ylim=(-1.05, 1.05))
+        r2.set(title="R² from all other documents", ylabel="R²")
+        r2.set_yscale("symlog", linthresh=1, linscale=2)  # below 0 without bound
+        r2.yaxis.set_major_formatter("{x:g}")
         r2.set_xticks(range(len(MODELS)), list(MODELS.values()))
-        r2.legend()
         return fig
 
     def verdict(self, dataset: xr.Dataset) -> str:

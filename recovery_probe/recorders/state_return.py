@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 
 from recovery_probe.errors import InputError
-from recovery_probe.machine import size_of
 from recovery_probe.record.layout import EPISODE, Array
 from recovery_probe.recorders import Episode, Layout, Recorder, Rows, Step
 
@@ -54,6 +53,8 @@ class StateReturn(Recorder):
     documents: Annotated[int, Ge(0)] = 0
 
     def start(self, training: Training) -> Layout:
+        from recovery_probe.machine import size_of
+
         if "tokens" not in training.inputs:
             raise InputError("state_return: documents without tokens; --no-record state_return")
         timeline, trained = training.timeline, training.documents.trained
