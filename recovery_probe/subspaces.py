@@ -107,8 +107,8 @@ def taking(energies: Floats, share: float, rng: np.random.Generator) -> Floats:
         whole = int(np.searchsorted(sums, share, side="right")) - 1
         best = min(best, (share - sums[whole], turned, whole), key=lambda each: each[0])
     lacking, turned, whole = best
-    if whole == m:
-        return turned
+    if whole == m or lacking < DEPENDENT * share:
+        return turned[:whole]
     last = turned[whole]
     return np.vstack([turned[:whole], np.sqrt(lacking / (last**2 @ energies)) * last])
 

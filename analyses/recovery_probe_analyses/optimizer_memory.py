@@ -128,11 +128,12 @@ class OptimizerMemory(Experiment):
     @plots.styled
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Losses by age, and scores, with the optimizer's state kept and reset."""
-        fig, panels = plots.mosaic([["loss", "score"]])
-        if "forgets" in dataset.attrs:
-            for axes in panels.values():
-                plots.note(axes, f"nothing to compare:\n{dataset.attrs['forgets']}")
+        if why := dataset.attrs.get("forgets"):
+            fig, (axes,) = plots.figure(height=1)
+            plots.note(axes, f"nothing is remembered:\n{why}")
+            axes.set_axis_off()
             return fig
+        fig, panels = plots.mosaic([["loss", "score"]])
         for i, name in enumerate(dataset.arm.values):
             y, label = dataset.loss.sel(arm=name), WORDS[str(name)]
             panels["loss"].plot(dataset.age, y, color=plots.colour(i), label=label)

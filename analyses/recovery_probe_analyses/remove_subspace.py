@@ -290,7 +290,7 @@ class RemoveSubspace(Experiment):
             line: dict[str, Any] = {"color": plots.CONTROL, "label": label}
             left = estimate.get(dataset, "left", arm=arms)
             plots.points(panels["left"], place, left, "s", **line)
-            panels["removed"].plot(place, dataset.removed.sel(arm=arms), "s", ms=4, **line)
+            panels["removed"].plot(place, dataset.removed.sel(arm=arms), "s", ms=3, **line)
         arms = [_shared(r) for r in ranks]
         line = {"color": plots.RUN, "label": "shared"}
         plots.points(panels["left"], x, estimate.get(dataset, "left", arm=arms), "o-", **line)
@@ -301,15 +301,15 @@ class RemoveSubspace(Experiment):
         removed = dataset.removed.sel(arm=[ISOTROPIC])
         panels["removed"].plot(x[-1:] - 0.1, removed, "^", ms=4, **line)
         panels["left"].axhline(1, color=plots.HELD_OUT, linewidth=0.6)
-        panels["left"].set(title="recovery at age T", ylabel="share of that with nothing taken")
+        panels["left"].set(title="recovery at age T", ylabel="share left")
         panels["removed"].set(title="taken of the updates", ylabel="share of their energy")
         for name in ("left", "removed"):
             plots.zero(panels[name])
             panels[name].set_xticks(x, list(map(str, ranks)))
             panels[name].set_xlabel("shared directions")
             panels[name].set_xlim(-0.4, x[-1] + 0.2 + 0.1 * dataset.sizes["draw"])
-        for axes in panels.values():
-            axes.legend()
+        panels["loss"].legend()
+        panels["removed"].legend()
         return fig
 
     def verdict(self, dataset: xr.Dataset) -> str:
