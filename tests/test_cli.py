@@ -176,7 +176,7 @@ def test_the_readmes_command_end_to_end(tmp_path: Path, monkeypatch: pytest.Monk
     kinds = ("zarr", "png", "svg", "pdf")
     names = set(plugins.installed("analyses"))
     names -= {"toy_model", "pairwise_recovery", "linearised", "kernel_by_lag", "twin_distance"}
-    names -= {"readout", "state_return", "allocation"}
+    names -= {"readout", "state_return", "allocation", "transplant"}
     expected = {f"{n}.{e}" for n in names for e in kinds} | {"summary.json"}
     beside = ("picture", "least_squares", "calibration")
     expected |= {f"{name}.{e}" for name in beside for e in kinds[1:]}

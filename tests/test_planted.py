@@ -50,8 +50,8 @@ CALLED = {
 }
 # What needs a network or a twin (it has tests of its own), and what gives no number.
 LEFT_OUT = {
-    *("pairwise_recovery", "linearised", "kernel_by_lag", "readout", "twin_distance"),
-    "loss_curves",
+    *("pairwise_recovery", "linearised", "kernel_by_lag", "readout", "transplant"),
+    *("twin_distance", "loss_curves"),
 }
 
 

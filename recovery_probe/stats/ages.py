@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from recovery_probe.stats.inference import Floats, Ints, bootstrap_interval
+from recovery_probe.stats.inference import Floats, Ints, bootstrap_interval, counted_means
 from recovery_probe.stats.scores import MIN_FORGETTING, Schedule, turns
 
 
@@ -157,3 +157,29 @@ def left_out_errors(change: Floats, state: Floats) -> Floats:
         foretold = [y.mean(), level, through * own_q, level + within * (own_q - usual)]
         errors[:, document] = [((own_y - each) ** 2).sum() for each in foretold]
     return errors
+
+
+def ratio_of_means(
+    part: Floats, whole: Floats, rng: np.random.Generator, minus: Floats | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """Value, low and high, (…) each, of the mean of `part` (documents, …), less that of `minus`,
+    over the mean of `whole` (documents,): each mean of the documents that have it, NaN being none,
+    so that the parts may be of other documents than the whole is. A percentile bootstrap over those
+    that have any. NaN where the whole is less than `MIN_FORGETTING` nats."""
+    parts = [part] if minus is None else [part, minus]
+    columns = [each.reshape(len(whole), -1) for each in (*parts, whole)]
+    each = np.concatenate(columns, axis=1)
+    each = each[np.isfinite(each).any(axis=1)]
+
+    def of(drawn: Ints) -> Floats:
+        means = counted_means(each, drawn)
+        first, *second = np.split(means[:, :-1], len(parts), axis=1)
+        return share_of(first - sum(second), means[:, -1:])
+
+    if not len(each):
+        none = np.full((3, *part.shape[1:]), np.nan)
+        return none[0], none[1], none[2]
+    (value,) = of(np.arange(len(each))[None])
+    low, high = bootstrap_interval(of, len(each), rng)
+    shape = part.shape[1:]
+    return value.reshape(shape), low.reshape(shape), high.reshape(shape)

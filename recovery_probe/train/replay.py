@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,24 @@ def training_at(
     return training
 
 
+def visited(
+    run: Run, training: Training, rows: Collection[int], visit: Callable[[int], None]
+) -> str:
+    """Train a run again, once, from where `training` took it up (`taken_up`) to the last of `rows`,
+    and call `visit` where so many episodes are done as each of them says. It may do with the model
+    what it likes, and leaves it as it was. Returns how well losses agree with those recorded.
+
+    Raises `InputError` when they do not.
+    """
+    compared = Visited(run, rows, visit)
+    if training.done and training.done in rows:  # else the loop begins with it
+        with reproducible(training.model.device):
+            visit(training.done)
+    if training.done < max(rows):
+        again(training, (), (), compared, max(rows))
+    return compared.said()
+
+
 def again(
     training: Training,
     interventions: Iterable[Any],
@@ -181,6 +199,19 @@ class Compared(Unwritten):
             f"{self.off:.2g} nats ({TOLERANCE} is allowed); what has changed since: "
             f"{mends.in_words(self.changed)}"
         )
+
+
+class Visited(Compared):
+    """Losses compared, and after some of the episodes a visit."""
+
+    def __init__(self, run: Run, due: Collection[int], visit: Callable[[int], None]) -> None:
+        super().__init__(run)
+        self.due, self.visit = due, visit
+
+    def commit(self, row: int, losses: ArrayLike, train_loss: Sequence[float] = ()) -> None:
+        super().commit(row, losses, train_loss)
+        if row in self.due:
+            self.visit(row)
 
 
 class Addition(Compared):
