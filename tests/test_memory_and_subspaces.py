@@ -147,6 +147,7 @@ def test_energies_are_those_of_the_updates(
 def test_nothing_moves_along_what_is_taken_out(removed: tuple[rp.Run, dict[str, Any]]) -> None:
     run, _ = removed
     one, order = arm(run, "shared-2"), names(run)
+    assert (one.config.project.of, one.config.project.keep_norm) == ("update", True)
     ends = [
         flat({n: p.detach() for n, p in m.parameters.items()}, order)
         for m in (run.saved_model(3 * T), one.model_at(2 * T))
