@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,20 +68,23 @@ class DirectionalDerivatives:
                 found.append(torch.autograd.grad(losses.sum(), by)[0])
         return rearrange(torch.cat(found).double(), "document module -> module document")
 
-    def along_line(self, start: Weights, places: int) -> Tensor:
-        """(modules, documents), float64, nats: ∫⟨∇_m l_j, d_m w⟩ along the straight line from the
-        weights `start` to those as they stand, by Gauss-Legendre: exact where the losses on it are
-        polynomials of degree 2·places. The weights are moved, and put back to the bit."""
+    def along(self, path: Sequence[Weights], places: int) -> Tensor:
+        """(modules, documents), float64, nats: ∫⟨∇_m l_j, d_m w⟩ on the straight lines from one of
+        the weights in `path` to the next, and from the last to the weights as they stand; on each
+        by Gauss-Legendre, exact where losses on it are polynomials of degree 2·places. The weights
+        are moved, and put back to the bit."""
         parameters = self.model.parameters
         end = {name: p.detach().clone() for name, p in parameters.items()}
-        direction = {name: end[name] - start[name] for name in end}
         nodes, weights = np.polynomial.legendre.leggauss(places)  # on [-1, 1]
         total = torch.zeros(())
         try:
-            for node, weight in zip(nodes, weights, strict=True):
-                for name, parameter in parameters.items():
-                    parameter.data.copy_(torch.lerp(start[name], end[name], (1 + node) / 2))
-                total = total + self(direction) * (weight / 2)
+            for start, stop in itertools.pairwise([*path, end]):
+                direction = {name: stop[name] - start[name] for name in end}
+                for node, weight in zip(nodes, weights, strict=True):
+                    for name, parameter in parameters.items():
+                        at = torch.lerp(start[name], stop[name], (1 + node) / 2)
+                        parameter.data.copy_(at)
+                    total = total + self(direction) * (weight / 2)
         finally:
             for name, parameter in parameters.items():
                 parameter.data.copy_(end[name])

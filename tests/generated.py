@@ -132,7 +132,11 @@ OWN: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "gradients": {"every": STEPS},
     "weight_deltas": {"every": STEPS},
     "document_gradients": {"every": EPISODES},
-    "allocation": {"epochs": st.integers(1, 3), "accuracy": some(0.02, 1e-9, 1.0)},
+    "allocation": {
+        "epochs": st.integers(1, 3),
+        "accuracy": some(0.02, 1e-9, 1.0),
+        "line": some("episode", "step"),
+    },
     "attention_patterns": {"every": STEPS, "patterns": st.booleans()},
     "checkpoints": {"every": EPISODES, "keep": st.integers(0, 2)},
     "mask": {"p": some(0.1, 1.0)},
