@@ -46,7 +46,7 @@ CALLED = {
     "weight_residuals: stripe": (True, True, False),
 }
 # What needs a network or a twin (it has tests of its own), and what gives no number.
-LEFT_OUT = {"pairwise_recovery", "twin_distance", "loss_curves"}
+LEFT_OUT = {"pairwise_recovery", "transplant", "twin_distance", "loss_curves"}
 
 
 @pytest.fixture(scope="module")

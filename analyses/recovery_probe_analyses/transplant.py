@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from annotated_types import Ge, Le
 
-from recovery_probe import Analysis, Missing, stats
+from recovery_probe import Analysis, stats
 from recovery_probe.analyze import ages, estimate, groups, plots
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import parameter_blocks, parameter_kinds
@@ -27,10 +27,11 @@ SHARE = {"units": "share of the run's bump"}
 WAYS = ("restored", "lost", "shapley")
 EPISODES = {"units": "episodes"}
 TITLES = {
-    "restored": "arrival's, put in at the peak",
-    "lost": "the peak's, put in at arrival",
+    "restored": "restored: arrival's, at the peak",
+    "lost": "lost: the peak's, at arrival",
     "shapley": "Shapley value",
 }
+EXACT = "Shapley values are exact."
 PARTITIONS = ("kinds", "blocks")
 SCALES = ("matrix norms", "matrix directions", "norm gains")
 Cases = dict[int, tuple[int, int]]  # document -> episodes done at its peak, and at its arrival
@@ -77,7 +78,7 @@ class Transplant(Analysis):
     documents: Annotated[int, Ge(1), Le(10_000)] = 8
     # orders of the groups for Shapley values, half of them the others backwards; exact values where
     # these take no more passes (8 groups: from 38 on)
-    permutations: Annotated[int, Ge(2), Le(100_000)] = 40
+    permutations: Annotated[int, Ge(4), Le(100_000)] = 40
     # run the model again from checkpoints, which takes torch and time
     from_checkpoint: bool = False
 
@@ -90,7 +91,8 @@ class Transplant(Analysis):
     works with is not there, and restore more than all there is. Shapley values divide what groups
     do together, by convention. Between peak and arrival weights also drift, and learn other
     documents: that a group restores the loss says where, not why, features (H1) or a shared state
-    that comes back (H2). A random direction is not one in which training goes: any update of that
+    that comes back (H2). Sizes of matrices (H5) are not the only scale: that of the logits (H4) may
+    be made by directions. A random direction is not one in which training goes: any update of that
     size along the path may do more. Few documents: the bootstrap over 8 covers less than 95%, and
     all share one trajectory."""
     needs = (RUN, once_an_epoch, epochs(2), checkpoints())
@@ -98,8 +100,7 @@ class Transplant(Analysis):
     def compute(self, *runs: Run) -> xr.Dataset:
         T, cases, wait = runs[0].timeline.per_epoch, *self._cases(runs)
         found = [
-            transplanted(run, own, self.permutations) if own else {}
-            for run, own in zip(runs, cases, strict=True)
+            transplanted(run, own, self.permutations) for run, own in zip(runs, cases, strict=True)
         ]
         labels = {among: list(own) for among, own in next(iter(found[0].values())).items()}
         nats = _arrays(found, labels, runs[0].config.documents.count)
@@ -137,68 +138,64 @@ class Transplant(Analysis):
         return dataset
 
     def _cases(self, runs: Sequence[Run]) -> tuple[list[Cases], int]:
-        """Of each run the documents looked at, with their moments; and which wait it is, from 1."""
+        """Of each run the documents looked at, with their moments; and which wait it is, from 1:
+        the last that all of them have whole. Each has a document in it that waits for T episodes or
+        more: in epochs that have all documents once, waits are T long on average."""
         T, documents = runs[0].timeline.per_epoch, runs[0].config.documents.count
-        rows = groups.common(runs) + 1
-        curves, begins = zip(
-            *(
-                stats.by_age(
-                    run.losses.values[:rows, :documents], run.schedule.values, documents, T
-                )
-                for run in runs
-            ),
-            strict=True,
-        )
-        counts = np.isfinite(begins[0]).sum(axis=1)
-        if not counts.any():
-            raise Missing(f"{runs[0].path}: no document has come back after {T} episodes yet")
-        wait = int(np.flatnonzero(counts == counts.max())[-1])
-        curve = np.where(np.isfinite(curves[0][wait]), curves[0][wait], 0.0)  # (document, age)
-        peaks = (curve.sum(axis=0) - curve)[:, : max(1, T - 1)].argmax(axis=1) + 1
-        cases: list[Cases] = []
-        for begin in begins:
-            since = begin[wait] if wait < len(begin) else np.full(documents, np.nan)
-            known = np.flatnonzero(np.isfinite(since)).tolist()
+        done = groups.common(runs)
+        wait, cases = done // T - 2, []
+        of_waits = [
+            stats.by_age(run.losses.values[: done + 1, :documents], run.schedule.values, documents)
+            for run in runs
+        ]
+        curves = of_waits[0][0][wait]  # (document, age)
+        curves = np.where(np.isfinite(curves), curves, 0.0)
+        peaks = (curves.sum(axis=0) - curves)[:, : max(1, T - 1)].argmax(axis=1) + 1
+        for _, begins in of_waits:
+            known = np.flatnonzero(np.isfinite(begins[wait])).tolist()
             count = min(self.documents, len(known))
             looked_at = [known[i * len(known) // count] for i in range(count)]
-            own = {j: int(since[j]) for j in looked_at}
-            cases.append({j: (e + int(peaks[j]), e + T) for j, e in own.items()})
+            since = {j: int(begins[wait, j]) for j in looked_at}
+            cases.append({j: (e + int(peaks[j]), e + T) for j, e in since.items()})
         return cases, wait + 1
 
     @plots.styled
     def plot(self, dataset: xr.Dataset) -> Figure:
-        """Shares by kind and by block: alone at the peak, alone at arrival, Shapley values; each
-        beside the same swap in the controls, and a random displacement."""
+        """Shares by kind, by block, and of sizes: alone at the peak, alone at arrival, Shapley
+        values; each beside the same swap in the controls, and a random displacement. Strokes of
+        intervals that go far beyond all bars are cut."""
         among = dataset.among.values
-        rows = {
-            "kinds": np.flatnonzero(np.isin(among, ["all", "kinds", "scales"])),
-            "blocks": np.flatnonzero(among == "blocks"),
-        }
+        rows = {"kinds": ["all", "kinds"], "blocks": ["blocks"], "scales": ["scales"]}
+        places = {row: np.flatnonzero(np.isin(among, parts)) for row, parts in rows.items()}
         layout = [[f"{way} {row}" for way in WAYS] for row in rows]
-        heights = [len(places) + 2 for places in rows.values()]
-        fig, panels = plots.mosaic(
-            layout, height=0.16 * sum(heights), height_ratios=heights, sharex=True
-        )
-        for row, places in rows.items():
+        layout[-1][-1] = "."  # of sizes there are no Shapley values
+        heights = [len(which) for which in places.values()]
+        height = 0.11 * (sum(heights) * (dataset.sizes["run"] + 1) + 12) / len(rows)
+        fig, panels = plots.mosaic(layout, height=height, height_ratios=heights, sharex=True)
+        for row, which in places.items():
+            part = dataset.isel(group=which)
             for way in WAYS:
-                axes, part = panels[f"{way} {row}"], dataset.isel(group=places)
+                if (axes := panels.get(f"{way} {row}")) is None:
+                    continue
                 _bars(axes, part, way)
-                first = way == WAYS[0]
-                axes.set_yticks(range(len(places)), part.group.values if first else [])
+                axes.set_yticks(range(len(which)), part.group.values if way == WAYS[0] else [])
                 axes.set_title(TITLES[way] if row == "kinds" else "")
-                axes.set_xlabel("share of the run's bump" if row == "blocks" else "")
+                lowest = row == ("blocks" if way == "shapley" else "scales")
+                axes.tick_params(labelbottom=lowest)
+                axes.set_xlabel("share of the run's bump" if lowest else "")
+        if limits := _limits(dataset):
+            panels[layout[0][0]].set_xlim(limits)
         handles, names = panels[layout[0][0]].get_legend_handles_labels()
         fig.legend(handles, names, loc="outside lower center", ncols=len(names))
         return fig
 
     def verdict(self, dataset: xr.Dataset) -> str:
         run, *controls = (str(name) for name in dataset.run.values)
-        bump, peak = estimate.get(dataset, "bump", run=run), dataset.peak_age.sel(run=run)
-        own = f"{int(np.nanmin(peak))} to {int(np.nanmax(peak))}"
+        bump, T = estimate.get(dataset, "bump", run=run), dataset.attrs["T"]
         text = (
-            f"From the peak (age {own}) to arrival (age {dataset.attrs['T']}) of wait "
-            f"{dataset.attrs['wait']} the loss of {int(dataset.looked_at.sel(run=run))} documents "
-            f"falls by {bump} nats."
+            f"From the peak (age {_span(dataset.peak_age.sel(run=run))}) to arrival (age {T}) of "
+            f"wait {dataset.attrs['wait']} the loss of {int(dataset.looked_at.sel(run=run))} "
+            f"documents falls by {bump} nats."
         )
         if np.isnan(estimate.get(dataset, "restored", run=run, group="all").value):
             return f"{text} That is no bump of which shares could be given."
@@ -221,11 +218,7 @@ class Transplant(Analysis):
         for control in controls:
             count = int(dataset.looked_at.sel(run=control))
             there = estimate.get(dataset, "restored", run=control, group="all")
-            text += (
-                f"; the same swap in {control} ({count} documents) {there}"
-                if count
-                else f"; {control} has no wait of {dataset.attrs['T']} episodes in that epoch"
-            )
+            text += f"; the same swap in {control} ({count} documents) {there}"
         return f"{text}. {_drawn(dataset)}"
 
 
@@ -244,16 +237,22 @@ def _arrays(
     return arrays
 
 
+def _span(values: xr.DataArray) -> str:
+    """`11 to 12`, or `11`, of those that are there."""
+    there = np.unique(values.values[np.isfinite(values.values)].astype(int))
+    return " to ".join(map(str, dict.fromkeys([*there[:1], *there[-1:]]))) or "not defined"
+
+
 def _alone(dataset: xr.Dataset, run: str, group: str) -> str:
     """Of a group, what it does alone."""
     one, other = (estimate.get(dataset, way, run=run, group=group).value for way in WAYS[:2])
-    return f"alone it restores {one:.2f}, and without it {other:.2f} is lost"
+    return f"alone at the peak {one:.2f}; lost without it at arrival {other:.2f}"
 
 
 def _drawn(dataset: xr.Dataset) -> str:
     """Of Shapley values, how exact they are."""
     most = float(dataset.sampling_error.max())
-    return "Shapley values are exact." if not most else f"Sampling errors up to {most:.2g}."
+    return f"Shapley values have a sampling error of up to {most:.2g}." if most else EXACT
 
 
 def _bars(axes: Axes, part: xr.Dataset, way: str) -> None:
@@ -271,19 +270,33 @@ def _bars(axes: Axes, part: xr.Dataset, way: str) -> None:
     axes.set_ylim(len(y) - 0.5, -0.5)
 
 
+def _limits(dataset: xr.Dataset) -> tuple[float, float] | None:
+    """Of the share that panels show: all bars, and intervals as far as twice the bump."""
+    known = [estimate.get(dataset, f"{way}{n}") for way in WAYS for n in ("", "_random")]
+    bars = np.concatenate([np.ravel(e.value) for e in known])
+    ends = np.concatenate([np.ravel(end) for e in known for end in (e.low, e.high)])
+    bars, ends = bars[np.isfinite(bars)], ends[np.isfinite(ends)].clip(-2, 2)
+    if not len(bars):
+        return None
+    both = np.concatenate([bars, ends])
+    return float(both.min()) - 0.1, float(both.max()) + 0.1
+
+
 def _put_shares(
     dataset: xr.Dataset, nats: dict[str, stats.Floats], bump: stats.Floats, run: Run
 ) -> None:
     """Of (run, document, group) nats, and the run's own (document,) bumps."""
 
-    def shares(parts: stats.Floats, minus: stats.Floats | None = None) -> Estimate:
-        """(…, document, group) -> (…, group)."""
-        found = [stats.ratio_of_means(p, bump, run.rng("bootstrap"), minus) for p in parts]
-        return Estimate(*np.stack(found, axis=1)) if found else Estimate(*np.empty((3, 0, 1)))
+    def shares(parts: stats.Floats) -> Estimate:
+        """(run, document, group) -> (run, group)."""
+        found = [stats.ratio_of_means(part, bump, run.rng("bootstrap")) for part in parts]
+        return Estimate(*np.stack(found, axis=1))
 
     for way in WAYS:
         own, random = nats[way], nats[f"{way}_random"]
-        dataset[f"document_{way}"] = (("run", "document", "group"), own, ages.NATS | ages.EACH)
+        for name, values in ((way, own), (f"{way}_random", random)):
+            dims = ("run", "document", "group")
+            dataset[f"document_{name}"] = (dims, values, ages.NATS | ages.EACH)
         placebo = shares(random)
         found = replace(shares(own), null=placebo.value)
         estimate.put(dataset, way, ("run", "group"), found, **SHARE)
@@ -301,8 +314,8 @@ def _put_shares(
         estimate.put(dataset, name, ("run", "partition"), left, **SHARE)
     # Documents have orders of their own.
     squares, count = nats["sampling_error"] ** 2, dataset.looked_at.values[:, None]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        error = np.sqrt(np.nansum(squares, axis=1)) / count / np.nanmean(bump)
+    whole = stats.mean_of_counted(bump)
+    error = stats.share_of(np.sqrt(np.nansum(squares, axis=1)) / count, whole)
     dataset["sampling_error"] = (("run", "group"), error, SHARE)
 
 
@@ -314,40 +327,41 @@ def transplanted(
     from tqdm import tqdm
 
     from recovery_probe import exchange
-    from recovery_probe.machine import size_of
+    from recovery_probe.machine import size_of, threads
     from recovery_probe.train import replay
 
     rows = {row for moments in cases.values() for row in moments}
-    training = replay.taken_up(run, min(rows), max(rows))
-    parameters = training.model.parameters
-    kinds = parameter_kinds(parameters)
-    partitions = {"kinds": kinds, "blocks": parameter_blocks(parameters)}
-    gains = [name for name in kinds.get("norms", []) if not name.endswith(".bias")]
-    passes = exchange.passes(partitions.values(), permutations)
-    seconds = exchange.seconds_of_a_pass(training) * passes * len(cases)
-    at_once = max(sum(a <= row <= b for a, b in cases.values()) for row in rows)
-    copies = sum(p.nbytes for p in parameters.values()) * (at_once + 3)
-    print(
-        f"{run.path}: weights of {len(cases)} documents are exchanged, {passes} passes of one "
-        f"document each: about {seconds:.0f} s more; copies of the weights: {size_of(copies)}",
-        file=sys.stderr,
-    )
-    waiting: dict[int, Any] = {}
-    found = {}
-    with tqdm(total=passes * len(cases), desc="transplant", unit="pass", disable=None) as bar:
+    with threads(run.config.threads):
+        training = replay.taken_up(run, min(rows), max(rows))
+        parameters = training.model.parameters
+        kinds = parameter_kinds(parameters)
+        partitions = {"kinds": kinds, "blocks": parameter_blocks(parameters)}
+        gains = [name for name in kinds.get("norms", []) if not name.endswith(".bias")]
+        passes = exchange.passes(partitions.values(), permutations)
+        seconds = exchange.seconds_of_a_pass(training) * passes * len(cases)
+        at_once = max(sum(a <= row <= b for a, b in cases.values()) for row in rows)
+        copies = sum(p.nbytes for p in parameters.values()) * (at_once + 3)
+        print(
+            f"{run.path}: weights of {len(cases)} documents are exchanged, {passes} passes of one "
+            f"document each: about {seconds:.0f} s more; copies of the weights: {size_of(copies)}",
+            file=sys.stderr,
+        )
+        waiting: dict[int, Any] = {}
+        found = {}
+        with tqdm(total=passes * len(cases), desc="transplant", unit="pass", disable=None) as bar:
 
-        def visit(row: int) -> None:
-            for document, (peak, arrival) in cases.items():
-                if row == peak:
-                    here = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}
-                    waiting[document] = here
-                if row == arrival:
-                    rng = run.rng(f"transplant, document {document}")
-                    before = waiting.pop(document)
-                    with exchange.Exchange(training, document, before, rng, bar.update) as both:
-                        found[document] = both.everything(partitions, gains, permutations)
-                        found[document]["all"]["all"]["bump"] = both.bump
+            def visit(row: int) -> None:
+                for document, (peak, arrival) in cases.items():
+                    if row == peak:
+                        here = {n: p.detach().to("cpu", copy=True) for n, p in parameters.items()}
+                        waiting[document] = here
+                    if row == arrival:
+                        rng = run.rng(f"transplant, document {document}")
+                        before = waiting.pop(document)
+                        with exchange.Exchange(training, document, before, rng, bar.update) as both:
+                            found[document] = both.everything(partitions, gains, permutations)
+                            found[document]["all"]["all"]["bump"] = both.bump
 
-        agreed = replay.visited(run, training, rows, visit)
+            agreed = replay.visited(run, training, rows, visit)
     print(f"{run.path}: {agreed}", file=sys.stderr)
     return found

@@ -112,12 +112,11 @@ def visited(
     Raises `InputError` when they do not.
     """
     compared = Visited(run, rows, visit)
-    with threads(run.config.threads):
-        if training.done and training.done in rows:  # else the loop begins with it
-            with reproducible(training.model.device):
-                visit(training.done)
-        if training.done < max(rows):
-            again(training, (), (), compared, max(rows))
+    if training.done and training.done in rows:  # else the loop begins with it
+        with reproducible(training.model.device):
+            visit(training.done)
+    if training.done < max(rows):
+        again(training, (), (), compared, max(rows))
     return compared.said()
 
 
