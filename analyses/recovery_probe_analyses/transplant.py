@@ -27,8 +27,8 @@ SHARE = {"units": "share of the run's bump"}
 WAYS = ("restored", "lost", "shapley")
 EPISODES = {"units": "episodes"}
 TITLES = {
-    "restored": "arrival's, put in at the peak",
-    "lost": "the peak's, put in at arrival",
+    "restored": "restored: arrival's, at the peak",
+    "lost": "lost: the peak's, at arrival",
     "shapley": "Shapley value",
 }
 EXACT = "Shapley values are exact."
