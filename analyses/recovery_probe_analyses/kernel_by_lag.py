@@ -124,15 +124,19 @@ class KernelByLag(Analysis):
             vmin=-top,
             vmax=top,
         )
-        for (run, part, colour), dot in zip(plots.by_run(dataset), "osd^" * 9, strict=False):
-            for prefix, style, what in (("", "-", "kernel"), (LOSS, "--", "loss gradients")):
-                label = f"{run}, {what}"
+        step = 0.05 * dataset.attrs["T"]  # so that no interval hides another
+        for r, (run, part, colour) in enumerate(plots.by_run(dataset)):
+            for k, (prefix, style, what) in enumerate(
+                (("", "-", "kernel"), (LOSS, "--", "loss gradients"))
+            ):
+                label, fill = f"{run}, {what}", "white" if prefix else colour
                 line: dict[str, Any] = {"color": colour, "linestyle": style}
                 by_lag = part[f"{prefix}by_lag"]
                 below["lag"].plot(part.lag, by_lag.isel(episodes_done=0), alpha=0.4, **line)
                 below["lag"].plot(part.lag, by_lag.isel(episodes_done=-1), label=label, **line)
                 near = estimate.get(part, f"{prefix}near_minus_far")
-                plots.points(below["near"], part.episodes_done, near, f"{dot}{style}", color=colour)
+                x = part.episodes_done + step * (2 * r + k)
+                plots.points(below["near"], x, near, f"o{style}", color=colour, mfc=fill)
         below["lag"].set(
             xlabel="cyclic lag (documents)",
             ylabel="mean cosine",
