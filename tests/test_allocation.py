@@ -158,7 +158,9 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         run.replay(record=["allocation"], episodes=(3, 6), overwrite=True)
     assert rp.open_run(run.path).allocation.sizes["episodes_done"] == 6
     run.replay(record=["allocation"], episodes=(7, 9), overwrite=True)
-    with pytest.raises(rp.Missing, match=r"not all of the episodes 6:12, .* 6:12 --overwrite has"):
+    with pytest.raises(
+        rp.Missing, match=r"replayed for episodes 7:9 alone; .* 6:12 --overwrite has"
+    ):
         Allocation()(rp.open_run(run.path))
     stopped = cut(run, tmp_path / "stopped", 8)
     with pytest.raises(rp.Missing, match=r"allocation --allocation\.epochs 4 --episodes 3:8"):

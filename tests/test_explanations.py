@@ -83,6 +83,7 @@ def test_what_planted_numbers_come_out_as(
         assert together([rule.decide(*planted[rule.part]) for rule in own]) == word
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     documents = {"count": 6, "tokens": 8, "min_tokens": 8, "held_out": 2}
     model = {"width": 16, "depth": 1}

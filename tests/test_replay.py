@@ -42,7 +42,7 @@ def without(run: rp.Run, path: Path, *groups: str) -> rp.Run:
 def test_any_stretch_gives_what_was_recorded(
     episodes: tuple[int, int] | None, pair: rp.Run, tmp_path: Path
 ) -> None:
-    run = without(pair, tmp_path / "run", *RECORDED)
+    run = without(pair, tmp_path / "run", *pair.recorders)
     assert run.recorders == []
     before = run.losses.copy(), run.train_loss.copy()
     start, stop = episodes or (0, 15)

@@ -33,6 +33,7 @@ ALL: dict[str, tuple[dict[str, Any], int, list[int]]] = {
     "reverse_at": ({"after": 2}, 5, [5, 5, 5]),
     "gap": ({"after": 2, "size": 1}, 5, [4, 5, 4]),
     "omit": ({"after": 1, "documents": [2]}, 5, [5, 4, 4]),
+    "listed": ({"documents": [4, 0, 1, 2, 3] * 3}, 5, [5, 5, 5]),
 }
 UNEVEN = {"interleaved", "fresh", "gap", "omit"}
 # What each analysis says that it lacks, of an uneven schedule.

@@ -51,7 +51,7 @@ def found(run: rp.Run) -> xr.Dataset:
 
 
 def of(*runs: rp.Run, **settings: Any) -> xr.Dataset:
-    few: dict[str, Any] = {"documents": 3, "permutations": 4}
+    few: dict[str, Any] = {"documents": 3, "orders": 4}
     return Transplant(from_checkpoint=True, **{**few, **settings})(*runs)
 
 
@@ -78,7 +78,7 @@ def test_all_groups_together_are_the_bump(found: xr.Dataset, run: rp.Run) -> Non
 
 
 def test_shapley_values_sum_to_the_whole_exact_and_drawn(found: xr.Dataset, run: rp.Run) -> None:
-    exact = of(run, documents=1, permutations=40)
+    exact = of(run, documents=1, orders=40)
     assert not exact.sampling_error.values.any()
     assert found.sampling_error.sel(group="MLP in", run="cyclic") > 0
     for dataset in (found, exact):

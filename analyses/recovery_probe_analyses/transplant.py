@@ -53,7 +53,7 @@ class Transplant(Analysis):
     - restored: how much of it this group of arrival, alone, brings at the peak;
     - lost: how much of it goes at arrival with this group of the peak, alone;
     - shapley: what it restores on average over all orders in which the groups of its partition,
-      kinds or blocks, can be put in; these sum to what `all` restores. Exact where `permutations`
+      kinds or blocks, can be put in; these sum to what `all` restores. Exact where `orders`
       orders take no fewer passes; sampling_error (run, group): otherwise, the standard error of
       drawing so few, which the interval includes;
     - restored_random, lost_random, shapley_random: placebo, every parameter moved as far (2-norm)
@@ -78,7 +78,7 @@ class Transplant(Analysis):
     documents: Annotated[int, Ge(1), Le(10_000)] = 8
     # orders of the groups for Shapley values, half of them the others backwards; exact values where
     # these take no more passes (8 groups: from 38 on)
-    permutations: Annotated[int, Ge(4), Le(100_000)] = 40
+    orders: Annotated[int, Ge(4), Le(100_000)] = 40
     # run the model again from checkpoints, which takes torch and time
     from_checkpoint: bool = False
 
@@ -99,9 +99,7 @@ class Transplant(Analysis):
 
     def compute(self, *runs: Run) -> xr.Dataset:
         T, cases, wait = runs[0].timeline.per_epoch, *self._cases(runs)
-        found = [
-            transplanted(run, own, self.permutations) for run, own in zip(runs, cases, strict=True)
-        ]
+        found = [transplanted(run, own, self.orders) for run, own in zip(runs, cases, strict=True)]
         labels = {among: list(own) for among, own in next(iter(found[0].values())).items()}
         nats = _arrays(found, labels, runs[0].config.documents.count)
         bump = nats.pop("bump")[..., 0]  # of all weights

@@ -23,14 +23,17 @@ __all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "once_an_epoch", "r
 def recorded(name: str, every_episode: bool = False, epochs: int = 0) -> Need:
     """A recorder, and that none of its times leaves out an episode: one that watches steps has the
     first of each episode, and so stretches that end with each. Of the last so many `epochs` of the
-    schedule; of all for 0."""
+    schedule that all have begun; of all for 0."""
 
     def check(_: Analysis, runs: Sequence[Run]) -> None:
         done = common(runs)
         for run in runs:
-            since = run.timeline.last(epochs)
+            since = run.timeline.last(epochs, done)
             which = f" --episodes {since}:{done}" if 0 < since < done else ""
-            mend = f"{mends.replay(run.path, name)}{which}"
+            # What a recorder has of its last epochs is of the whole schedule's.
+            more = run.config.epochs if since < run.timeline.last(epochs) else epochs
+            longer = f" --{name}.epochs {more}"
+            mend = f"{mends.replay(run.path, name)}{longer * (more > epochs)}{which}"
             if which and name not in run.recorders and not mends.simulated(run.provenance):
                 raise Missing(f"{run.path}: recorder {name} was off; {mend} adds it")
             dataset = run.recorder(name)
@@ -45,7 +48,7 @@ def recorded(name: str, every_episode: bool = False, epochs: int = 0) -> Need:
                 if first > since:
                     raise Missing(
                         f"{run.path}: {name}.epochs = {dataset.attrs['epochs']} leaves out "
-                        f"episodes that are needed; {mend} --{name}.epochs {epochs} --overwrite "
+                        f"episodes that are needed; {mend}{longer * (more == epochs)} --overwrite "
                         "has them"
                     )
             begin = since + (since > 0)

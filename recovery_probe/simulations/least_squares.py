@@ -3,6 +3,7 @@ any vector of the weights' size."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,7 +110,7 @@ class LeastSquares:
         path = np.cumsum(moves, axis=0)  # (episode, module, coordinate)
         for document in range(self.trained):
             turns = np.flatnonzero(order == document)
-            for this, until in zip(turns, [*turns[1:], len(order)], strict=True):
+            for this, until in itertools.pairwise([*turns, len(order)]):
                 then, since = errors[this + 1, document], slice(this, until)
                 moved = errors[this + 1 : until + 1, document] - then
                 away = (path[since] - path[this]) ** 2
