@@ -83,8 +83,8 @@ class Timeline:
         return bool(self.place(episode)[1] == 0)
 
     def last(self, epochs: int, done: int | None = None) -> int:
-        """Episodes done when the last so many epochs begin, of those begun once `done` episodes are,
-        or of all; 0 where there are no more, or for 0."""
+        """Episodes done when the last so many epochs begin, of all or of those begun once `done`
+        episodes are; 0 where there are no more, or for 0."""
         begin = self.boundaries[self.boundaries < (self.episodes if done is None else done)]
         return int(begin[-epochs]) if 0 < epochs <= len(begin) else 0
 
