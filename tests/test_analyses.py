@@ -33,7 +33,7 @@ def again(name: str) -> rp.Analysis:
     """An installed analysis that may run the model again."""
     analysis = instance(name)
     known = {f.name for f in fields(analysis)}
-    few = {"documents": 2, "permutations": 4} if name == "transplant" else {}  # of 400 passes each
+    few = {"documents": 2, "orders": 4} if name == "transplant" else {}  # of 400 passes each
     return (
         replace(analysis, from_checkpoint=True, **few) if "from_checkpoint" in known else analysis
     )

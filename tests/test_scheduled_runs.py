@@ -97,7 +97,7 @@ def test_a_run_of_each(kind: str, control: rp.Run, tmp_path: Path) -> None:
         if name in ("toy_model", "twin_distance"):
             continue
         if hasattr(analysis, "from_checkpoint"):
-            few = {"documents": 1, "permutations": 4} if name == "transplant" else {}
+            few = {"documents": 1, "orders": 4} if name == "transplant" else {}
             analysis = type(analysis)(from_checkpoint=True, **few)
         if kind in UNEVEN and name in LACKING:
             with pytest.raises(rp.Missing, match=LACKING[name]):
@@ -183,11 +183,16 @@ def test_epochs_of_different_lengths(kind: str, tmp_path: Path) -> None:
 
 
 def test_which_go_on_with_more_epochs() -> None:
-    """Those whose order begins as it did; where documents come once, more epochs need more."""
+    """Those whose order begins as it did; where documents come once, more epochs need more, and
+    a list ends."""
     for kind, (_, count, _) in ALL.items():
         settings = of(kind, E + 1)
         if kind == "fresh":
             with pytest.raises(rp.InputError, match=f"documents.count = {count}: .* are 12"):
+                planned(settings)
+            continue
+        if kind == "listed":
+            with pytest.raises(rp.InputError, match="lists 15 episodes, 3 epochs of 5"):
                 planned(settings)
             continue
         before, now = planned(of(kind)), planned(settings)
