@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from recovery_probe.errors import Diverged, HookError, InputError
 from recovery_probe.spelling import nearest
 
-COMMANDS = ("train", "analyze", "sweep", "simulate", "calibrate", "replay", "verify")
+COMMANDS = ("train", "analyze", "sweep", "simulate", "calibrate", "replay", "experiment", "verify")
 PATIENCE = 5  # seconds
 
 

@@ -26,9 +26,10 @@ PRODUCT = "document position out, document position width -> document out width"
 
 
 class GradientProducts:
-    """Inner products ⟨Gᵢ, Gⱼ⟩ of the gradients of each document's mean loss (nats), in eval mode.
+    """Inner products ⟨Gᵢ, Gⱼ⟩ of the gradients of each document's mean loss (nats), or of another
+    number of each document, in eval mode.
 
-    A backward pass over the summed loss of several documents gives, for every linear part, its
+    A backward pass over the summed losses of several documents gives, for every linear part, its
     inputs a (document, position, in) and the gradients b of its outputs (document, position,
     out); the weight's gradient is bᵀa, of each document by itself. It is formed a slice at a time,
     for all documents, and only its inner products are kept: the arithmetic of the backward pass's
@@ -67,9 +68,13 @@ class GradientProducts:
             training, [f"{m}.{end}" for m in self.kinds for end in ("hook_in", "hook_out")]
         )
 
-    def __call__(self, count: int | None = None) -> Tensor:
+    def __call__(
+        self, count: int | None = None, of: Callable[[slice], Tensor] | None = None
+    ) -> Tensor:
         """(modules, documents, documents), float64, of the model as it stands, of all documents or
-        the first `count`; checked against autograd."""
+        the first `count`; checked against autograd. `of`: what the gradients are of, (documents,)
+        numbers of some documents, of each by itself, instead of their losses."""
+        self.of = of or self.training.losses
         self.count = count or len(self.training.documents)
         shape = (len(self.modules), self.count, self.count)
         self.inner = torch.zeros(shape, dtype=torch.float64, device=self.model.device)
@@ -109,7 +114,7 @@ class GradientProducts:
         with torch.enable_grad(), hooked(self.model.bridge, self._hooks(modules)):
             for start in range(0, self.count, self.batch):
                 self.these = slice(start, min(start + self.batch, self.count))
-                self.training.losses(self.these).sum().backward()
+                self.of(self.these).sum().backward()
         self._embeddings()
         for module in list(self.b):
             self._multiply(module)

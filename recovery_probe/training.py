@@ -19,6 +19,7 @@ from torch import Tensor
 
 from recovery_probe import config, documents, models, packing, stats
 from recovery_probe.documents import Documents, arrange
+from recovery_probe.documents.recorded import check_tokens, recorded, with_more
 from recovery_probe.errors import InputError, Missing
 from recovery_probe.models import Model
 from recovery_probe.moments import Step
@@ -26,6 +27,7 @@ from recovery_probe.optimizers import Optimizer
 from recovery_probe.record import checkpoint, store
 from recovery_probe.record.folder import checkpoint_folder
 from recovery_probe.record.layout import Timeline
+from recovery_probe.record.origin import first, origin
 from recovery_probe.record.run import Run
 from recovery_probe.schedules import planned
 from recovery_probe.seeds import generator, torch_seed
@@ -71,6 +73,10 @@ class Training:
     # Recorders and interventions at work; and what they remembered at the checkpoint that this was
     # taken up from, until they join.
     parts: dict[str, Part] = field(default_factory=dict, init=False)
+    # Of a run that began with another's checkpoint: the state that its optimizer began with, and
+    # (T + H,) losses before any training.
+    beginning: dict[str, Any] | None = field(default=None, init=False)
+    untrained: stats.Floats | None = field(default=None, init=False)
     _left: dict[str, Any] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -78,7 +84,7 @@ class Training:
         """The beginning of a run. Raises `InputError` when the settings cannot be met."""
         model = models.load(settings)
         chosen = documents.load(settings, model.tokenize)
-        _check_tokens(chosen, model, settings)
+        check_tokens(chosen, model.vocabulary, settings)
         return cls._of(settings, model, chosen, planned(settings), path)
 
     @classmethod
@@ -95,11 +101,40 @@ class Training:
                 f"{run.path}: {run.episodes_done} episodes are committed, and not {episodes_done}"
             )
         model = run.saved_model(episodes_done, device or "auto")
-        training = cls._of(run.config, model, _recorded(run), run.timeline, run.path)
+        training = cls._of(run.config, model, recorded(run), run.timeline, run.path)
         training.rows[: episodes_done + 1] = run.losses.values[: episodes_done + 1]
         training.done = episodes_done
         training.latest = checkpoint_folder(run.path, episodes_done)
         training._take_up(training.latest)
+        return training
+
+    @classmethod
+    def begun(
+        cls,
+        settings: Settings,
+        other: Run,
+        episodes_done: int,
+        path: Path | None = None,
+        device: str | None = None,
+    ) -> Self:
+        """A run that begins with another one's checkpoint: its weights, its documents, and more of
+        them where the settings ask for more, what its optimizer remembers. Its episodes, and with
+        them what is drawn for them, are counted from there.
+
+        Raises `Missing` when there is no such checkpoint, `Damaged` when it is not as it was
+        written, `InputError` when the settings choose other documents.
+        """
+        model = other.saved_model(episodes_done, device or settings.device)
+        known = recorded(other)
+        if settings.documents != other.config.documents:
+            known = with_more(known, settings, model.tokenize, other)
+        training = cls._of(settings, model, known, planned(settings), path)
+        training._take_up(checkpoint_folder(other.path, episodes_done))
+        training._left = {}  # what recorders remember is of the other's episodes
+        training.beginning = _copied(training.optimizer.state_dict())
+        trained = other.config.documents.count
+        training.untrained = np.full(len(known), np.nan)
+        training.untrained[:trained] = first(other).losses.values[0, :trained]
         return training
 
     @classmethod
@@ -122,8 +157,16 @@ class Training:
                     f"{run.path}: {epochs} epochs of the schedule {settings.schedule.kind} do not "
                     f"begin with the {run.config.epochs} that it has: train anew"
                 )
+        if began := origin(run):
+            training = cls.begun(settings, *began, run.path, device)
+            if training.model.digest() != run.provenance["weights"]:
+                raise InputError(
+                    f"{run.path}: began with a checkpoint of {began[0].path}, where there are "
+                    "other weights now: train anew"
+                )
+            return training
         model = models.load(settings if device is None else replace(settings, device=device))
-        training = cls._of(settings, model, _recorded(run), timeline, run.path)
+        training = cls._of(settings, model, recorded(run), timeline, run.path)
         if run.provenance.get("role") == "twin":
             training.move_last_digits()
         return training
@@ -225,6 +268,13 @@ class Training:
         """Start the optimizer again, without what it remembers."""
         self.__dict__.pop("optimizer", None)
         return self.optimizer
+
+    def first_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer as the run begins: fresh, or as it was at the checkpoint it begins with."""
+        made = self.fresh_optimizer()
+        if self.beginning is not None:
+            made.load_state_dict(_copied(self.beginning))
+        return made
 
     def batch(self, which: slice) -> dict[str, Tensor]:
         """Name -> (documents, …): the inputs of some documents."""
@@ -347,26 +397,3 @@ def _copied(state: Any) -> Any:
     if isinstance(state, dict):
         return {name: _copied(value) for name, value in state.items()}
     return [_copied(value) for value in state] if isinstance(state, list) else state
-
-
-def _recorded(run: Run) -> Documents:
-    """The documents of a run, as its record has them; of their texts, the beginnings."""
-    record = run.record
-    return Documents(
-        inputs={name: record[name].values for name in record.attrs["inputs"]},
-        names=tuple(map(str, record.name.values)),
-        texts=tuple(map(str, record.excerpt.values)),
-        trained=run.config.documents.count,
-        left_out=dict(run.provenance.get("documents_left_out", {})),
-    )
-
-
-def _check_tokens(documents: Documents, model: Model, settings: Settings) -> None:
-    """Raise `InputError` for a token that the network has no embedding of."""
-    tokens = documents.inputs.get("around", documents.inputs.get("tokens"))
-    known = model.vocabulary
-    if tokens is not None and tokens.max() >= known:
-        raise InputError(
-            f"documents.source = {settings.documents.source!r}: token {tokens.max()}, and the "
-            f"network has embeddings for {known} tokens; they do not belong together"
-        )

@@ -43,9 +43,11 @@ def tiny(**changes: Any) -> rp.Settings:
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
-    """A trained tiny cyclic run; `pair.controls` holds its shuffled control. Do not write to it."""
+    """A trained tiny cyclic run; `pair.controls` holds its shuffled control. With all that
+    analyses need. Do not write to it."""
     out: Path = tmp_path_factory.mktemp("pair")
-    return rp.fit(toy_settings(), out, control="shuffled")
+    settings = toy_settings(recorders=[*ALL, "readout", "state_return", "allocation"])
+    return rp.fit(settings, out, control="shuffled")
 
 
 @pytest.fixture

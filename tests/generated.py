@@ -52,12 +52,13 @@ ALWAYS: dict[str, st.SearchStrategy[Any]] = {
     "optimizer.name": some("sgd", "adam", "adamw"),
     "schedule.kind": some(
         *("cyclic", "cyclic", "shuffled", "partial", "reversed", "palindrome", "interleaved"),
-        *("block", "yoked", "fresh", "switch_at", "reverse_at", "gap", "omit"),
+        *("block", "yoked", "fresh", "switch_at", "reverse_at", "gap", "omit", "listed"),
     ),
     "recorders": st.lists(
         some(
             *("token_losses", "residual_stream", "gradients", "weight_deltas"),
-            *("document_gradients", "attention_patterns", "checkpoints"),
+            *("document_gradients", "attention_patterns", "allocation", "checkpoints"),
+            *("readout", "state_return"),
         ),
         unique=True,
     ),
@@ -110,6 +111,7 @@ OWN: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "switch_at": {"after": some(1, 2)},
     "reverse_at": {"after": some(1, 2)},
     "gap": {"after": some(1, 2), "size": some(1, 2)},
+    "listed": {"documents": st.lists(st.integers(0, 4), max_size=8), "every": some(0, 2)},
     "omit": {"after": some(1, 2), "documents": st.lists(st.integers(0, 4), max_size=2)},
     "sgd": {
         "lr": RATE,
@@ -130,6 +132,11 @@ OWN: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "gradients": {"every": STEPS},
     "weight_deltas": {"every": STEPS},
     "document_gradients": {"every": EPISODES},
+    "allocation": {
+        "epochs": st.integers(1, 3),
+        "accuracy": some(0.02, 1e-9, 1.0),
+        "line": some("episode", "step"),
+    },
     "attention_patterns": {"every": STEPS, "patterns": st.booleans()},
     "checkpoints": {"every": EPISODES, "keep": st.integers(0, 2)},
     "mask": {"p": some(0.1, 1.0)},

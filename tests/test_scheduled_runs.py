@@ -33,6 +33,7 @@ ALL: dict[str, tuple[dict[str, Any], int, list[int]]] = {
     "reverse_at": ({"after": 2}, 5, [5, 5, 5]),
     "gap": ({"after": 2, "size": 1}, 5, [4, 5, 4]),
     "omit": ({"after": 1, "documents": [2]}, 5, [5, 4, 4]),
+    "listed": ({"documents": [4, 0, 1, 2, 3] * 3}, 5, [5, 5, 5]),
 }
 UNEVEN = {"interleaved", "fresh", "gap", "omit"}
 # What each analysis says that it lacks, of an uneven schedule.
@@ -42,13 +43,14 @@ LACKING = {
         (
             *("activation_similarity", "gradient_similarity", "pairwise_recovery"),
             *("step_sizes", "weight_cyclicity", "weight_residuals"),
+            *("linearised", "kernel_by_lag", "transplant"),
         ),
         "does not train on each document once",
     ),
 }
 RECORDERS = (
     *("gradients", "weight_deltas", "residual_stream", "token_losses", "document_gradients"),
-    "checkpoints",
+    *("allocation", "readout", "state_return", "checkpoints"),
 )
 
 
@@ -60,6 +62,8 @@ def of(kind: str, epochs: int = E, **changes: Any) -> rp.Settings:
         "documents": {"count": count, "held_out": H, "tokens": 12, "min_tokens": 12},
         "model": {"depth": 1, "width": 16},
         "recorders": RECORDERS,
+        "readout": {"epochs": 0},
+        "state_return": {"epochs": 0},
     }
     return tiny(epochs=epochs, schedule={"kind": kind, **own}, **{**small, **changes})
 
@@ -93,7 +97,8 @@ def test_a_run_of_each(kind: str, control: rp.Run, tmp_path: Path) -> None:
         if name in ("toy_model", "twin_distance"):
             continue
         if hasattr(analysis, "from_checkpoint"):
-            analysis = type(analysis)(from_checkpoint=True)
+            few = {"documents": 1, "orders": 4} if name == "transplant" else {}
+            analysis = type(analysis)(from_checkpoint=True, **few)
         if kind in UNEVEN and name in LACKING:
             with pytest.raises(rp.Missing, match=LACKING[name]):
                 analysis(run, *beside)
@@ -178,11 +183,16 @@ def test_epochs_of_different_lengths(kind: str, tmp_path: Path) -> None:
 
 
 def test_which_go_on_with_more_epochs() -> None:
-    """Those whose order begins as it did; where documents come once, more epochs need more."""
+    """Those whose order begins as it did; where documents come once, more epochs need more, and
+    a list ends."""
     for kind, (_, count, _) in ALL.items():
         settings = of(kind, E + 1)
         if kind == "fresh":
             with pytest.raises(rp.InputError, match=f"documents.count = {count}: .* are 12"):
+                planned(settings)
+            continue
+        if kind == "listed":
+            with pytest.raises(rp.InputError, match="lists 15 episodes, 3 epochs of 5"):
                 planned(settings)
             continue
         before, now = planned(of(kind)), planned(settings)

@@ -85,7 +85,7 @@ def test_a_report(linear: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_groups_are_laid_out_as_recorders_lay_them_out(linear: rp.Run, pair: rp.Run) -> None:
-    for name in ("weight_deltas", "gradients", "token_losses", "residual_stream"):
+    for name in ("weight_deltas", "gradients", "token_losses", "residual_stream", "allocation"):
         ours, trained = linear.recorder(name), pair.recorder(name)
         assert set(ours) == set(trained)
         for array in trained:

@@ -238,7 +238,7 @@ def headline(dataset: xr.Dataset) -> str:
             f"{int(dataset.documents)} documents are compared: of the others no wait of {T} "
             f"episodes or more is known in {control}."
         )
-    return f"{text} {_brackets(dataset)}"
+    return f"{text} {brackets(dataset)}"
 
 
 def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
@@ -279,7 +279,7 @@ def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
         ),
     ):
         found_here = estimate.get(dataset, name, control=controls[0], epoch=epoch)
-        text = said.format(controls[0]) + f" at equal age and time. {_brackets(dataset)}"
+        text = said.format(controls[0]) + f" at equal age and time. {brackets(dataset)}"
         value = _unpaired(controls[0], T) if np.isnan(found_here.value) else f"{found_here} nats"
         found.append((label, value, text))
     return found
@@ -322,7 +322,7 @@ def _unpaired(control: str, T: int) -> str:
     )
 
 
-def _brackets(dataset: xr.Dataset) -> str:
+def brackets(dataset: xr.Dataset) -> str:
     unit = dataset.attrs["unit"]
     if unit.endswith("seeds"):
         return f"Brackets: 95% over {unit}."

@@ -1,6 +1,9 @@
-"""Groups of modules."""
+"""Groups of modules, and of parameters."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import xarray as xr
@@ -26,3 +29,67 @@ def module_groups(modules: xr.DataArray, blocks: bool = False) -> dict[str, NDAr
     if blocks:
         members |= {f"block {b}": block == b for b in np.unique(block[block >= 0]).tolist()}
     return {name: which for name, which in members.items() if which.any()}
+
+
+# Of parameters, in the order in which they are shown.
+KINDS = (
+    "embedding",
+    "attention QK",
+    "attention OV",
+    "MLP in",
+    "MLP out",
+    "norms",
+    "unembedding",
+    "biases",
+    "rest",
+)
+# Of a module's TransformerLens name the pieces that say what it does in an attention or an MLP.
+WITHIN = {
+    "attention QK": {"q", "k"},
+    "attention OV": {"v", "o"},
+    "MLP in": {"in", "gate", "dense_in", "dense_gate", "up_proj", "gate_proj", "gate_up_proj"},
+    "MLP out": {"out", "dense_out", "down_proj"},
+}
+
+
+def parameter_kinds(names: Iterable[str]) -> dict[str, list[str]]:
+    """Kind -> parameters, by TransformerLens name, each in one kind: those of `KINDS` that are
+    there. `norms` has their weights and biases, `biases` those of all else; an unembedding that is
+    tied is an embedding."""
+    return _sorted(names, _kind, KINDS)
+
+
+def parameter_blocks(names: Iterable[str]) -> dict[str, list[str]]:
+    """`block 0` … and `outside blocks` -> parameters, by TransformerLens name."""
+    names = list(names)
+    blocks = {int(b) for name in names if (b := _block(name)) is not None}
+    known = [*(f"block {b}" for b in sorted(blocks)), "outside blocks"]
+    return _sorted(names, lambda n: known[-1] if (b := _block(n)) is None else f"block {b}", known)
+
+
+def _sorted(
+    names: Iterable[str], group: Callable[[str], str], known: Iterable[str]
+) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {each: [] for each in known}
+    for name in names:
+        found[group(name)].append(name)
+    return {each: own for each, own in found.items() if own}
+
+
+def _block(name: str) -> int | None:
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _kind(name: str) -> str:
+    *path, last = name.split(".")
+    if any(piece.startswith("ln") or piece.endswith("ln") or "norm" in piece for piece in path):
+        return "norms"
+    if last == "bias":
+        return "biases"
+    if path[0] in ("embed", "pos_embed", "unembed"):
+        return "unembedding" if path[0] == "unembed" else "embedding"
+    part = "attention" if "attn" in path else "MLP" if "mlp" in path else None
+    pieces = {*path, last}
+    own = [kind for kind, its in WITHIN.items() if part and kind.startswith(part) and pieces & its]
+    return own[0] if own else "rest"

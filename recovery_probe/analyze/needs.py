@@ -20,21 +20,42 @@ if TYPE_CHECKING:
 __all__ = ["RUN", "Need", "checkpoints", "epochs", "evenly", "once_an_epoch", "recorded", "twin"]
 
 
-def recorded(name: str, every_episode: bool = False) -> Need:
+def recorded(name: str, every_episode: bool = False, epochs: int = 0) -> Need:
     """A recorder, and that none of its times leaves out an episode: one that watches steps has the
-    first of each episode, and so stretches that end with each."""
+    first of each episode, and so stretches that end with each. Of the last so many `epochs` of the
+    schedule that all have begun; of all for 0."""
 
     def check(_: Analysis, runs: Sequence[Run]) -> None:
         done = common(runs)
         for run in runs:
+            since = run.timeline.last(epochs, done)
+            which = f" --episodes {since}:{done}" if 0 < since < done else ""
+            # What a recorder has of its last epochs is of the whole schedule's.
+            more = run.config.epochs if since < run.timeline.last(epochs) else epochs
+            longer = f" --{name}.epochs {more}"
+            mend = f"{mends.replay(run.path, name)}{longer * (more > epochs)}{which}"
+            if which and name not in run.recorders and not mends.simulated(run.provenance):
+                raise Missing(f"{run.path}: recorder {name} was off; {mend} adds it")
             dataset = run.recorder(name)
             start, stop = dataset.attrs.get("replayed", {}).get("episodes", (0, done))
-            if start > 0 or stop < done:
+            if start > since or stop < done:
                 raise Missing(
                     f"{run.path}: {name} was replayed for episodes {start}:{stop} alone; "
-                    f"{mends.replay(run.path, name)} --overwrite has all"
+                    f"{mend} --overwrite has all{which and ' that is needed'}"
                 )
-            due = {"step": np.arange(done) * run.config.steps, "episodes_done": np.arange(done + 1)}
+            if "episodes_done" in dataset.dims and dataset.attrs.get("epochs", 0):
+                first = int(run.timeline.last(dataset.attrs["epochs"]))
+                if first > since:
+                    raise Missing(
+                        f"{run.path}: {name}.epochs = {dataset.attrs['epochs']} leaves out "
+                        f"episodes that are needed; {mend}{longer * (more == epochs)} --overwrite "
+                        "has them"
+                    )
+            begin = since + (since > 0)
+            due = {
+                "step": np.arange(since, done) * run.config.steps,
+                "episodes_done": np.arange(begin, done + 1),
+            }
             times = [time for time in due if time in dataset.dims]
             whole = all(np.isin(due[time], dataset[time].values).all() for time in times)
             if every_episode and not whole:

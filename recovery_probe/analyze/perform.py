@@ -189,6 +189,7 @@ def _write(analysis: Analysis, dataset: xr.Dataset, folder: Path) -> tuple[Any, 
     dataset.attrs = {"runs": [], "controls": []} | dataset.attrs
     dataset.attrs |= {
         "analysis": analysis.name,
+        "settings": plugins.settings_of(analysis),
         "question": analysis.question,
         "null": analysis.null,
         "blind_spot": analysis.blind_spot,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -57,6 +59,25 @@ class Model:
     def vocabulary(self) -> int:
         """How many tokens there is an embedding of."""
         return len(self.parameters["embed.weight"])
+
+    @contextmanager
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Meanwhile passes compute with these tensors, under the names of `parameters`, in place of
+        what those hold: with dual numbers, say, or the weights of another time."""
+        instead = {id(self.parameters[name]): tensor for name, tensor in weights.items()}
+        places = [
+            (module._parameters, name, parameter)
+            for module in self._modules
+            for name, parameter in module._parameters.items()
+            if id(parameter) in instead
+        ]
+        try:
+            for holder, name, parameter in places:
+                holder[name] = cast(Parameter, instead[id(parameter)])
+            yield
+        finally:
+            for holder, name, parameter in places:
+                holder[name] = parameter
 
     def logits(self, inputs: Inputs) -> Tensor:
         """(documents, C, vocabulary), in the network's own number format."""

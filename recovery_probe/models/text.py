@@ -39,21 +39,27 @@ def logits(network: Any, inputs: Inputs) -> Tensor:
     return getattr(output, "logits", output)
 
 
+def targets(inputs: Inputs) -> Tensor:
+    """(documents, C): the token after each position, which its logits are about; `IGNORED` where
+    none follows."""
+    own = inputs["tokens"].where(inputs["mask"], IGNORED)
+    own[:, 0] = IGNORED
+    return own.roll(-1, dims=1)
+
+
 def token_losses(logits: Tensor, inputs: Inputs) -> Tensor:
     """(documents, C): cross-entropy of the token at each position given those before it, nats, in
     float32 at least; 0 at position 0 and where there is no token."""
-    own = inputs["tokens"].where(inputs["mask"], IGNORED)
-    own[:, 0] = IGNORED
-    # The logits of a position are about the token at the next.
+    following = targets(inputs)
     each = F.cross_entropy(
         rearrange(logits, "document position token -> (document position) token").to(
             torch.promote_types(logits.dtype, torch.float32)
         ),
-        rearrange(own.roll(-1, dims=1), "document position -> (document position)"),
+        rearrange(following, "document position -> (document position)"),
         ignore_index=IGNORED,
         reduction="none",
     )
-    return each.view(own.shape).roll(1, dims=1)
+    return each.view(following.shape).roll(1, dims=1)
 
 
 def means(token_losses: Tensor, inputs: Inputs) -> Tensor:

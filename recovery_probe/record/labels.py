@@ -18,6 +18,7 @@ ABOUT = {
     "document": "document, in the order of the cycle; held-out ones come last",
     "position": "place in a document, in tokens; first is 0",
     "name": "module, by its TransformerLens name",
+    "watched": "whether the recorder watches the document",
     "kind": "module, without the number of its block",
     "block": "block of the network; -1 for a module outside of any",
     "other": "the other document of a pair",

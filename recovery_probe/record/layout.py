@@ -82,6 +82,12 @@ class Timeline:
         """Whether it is the first of an epoch."""
         return bool(self.place(episode)[1] == 0)
 
+    def last(self, epochs: int, done: int | None = None) -> int:
+        """Episodes done when the last so many epochs begin, of all or of those begun once `done`
+        episodes are; 0 where there are no more, or for 0."""
+        begin = self.boundaries[self.boundaries < (self.episodes if done is None else done)]
+        return int(begin[-epochs]) if 0 < epochs <= len(begin) else 0
+
     @property
     def total(self) -> int:
         """Steps of the whole run."""

@@ -27,3 +27,24 @@ class Sink(Protocol):
     def write(self, recorder: str, name: str, start: int, rows: NDArray[Any]) -> None: ...
 
     def commit(self, row: int, losses: ArrayLike, train_loss: Sequence[float] = ()) -> None: ...
+
+
+class Unwritten:
+    """A sink for what is trained to see its losses alone, which `Training` holds: nothing is
+    written."""
+
+    def add_group(
+        self,
+        name: str,
+        arrays: Mapping[str, Array],
+        coords: Mapping[str, tuple[Any, Any]],
+        due: Mapping[Any, NDArray[np.int64]],
+        attrs: Mapping[str, Any],
+    ) -> None:
+        """Nothing is recorded."""
+
+    def write(self, recorder: str, name: str, start: int, rows: NDArray[Any]) -> None:
+        """Nothing is recorded."""
+
+    def commit(self, row: int, losses: ArrayLike, train_loss: Sequence[float] = ()) -> None:
+        """Nothing is recorded."""

@@ -196,11 +196,17 @@ class Writer:
             if "covers" not in array.attrs:
                 continue  # a coordinate
             time, *_ = cast(Any, array).metadata.dimension_names
-            times = np.asarray(cast(Any, ours[time])[:])
+            times, before = (np.asarray(cast(Any, group[time])[:]) for group in (ours, theirs))
             if array.attrs["covers"] == "stretch":
-                times = np.append(times[1:], self.timeline.total) - 1  # when each is due
-            rows = int((times < (done * M if time == STEP else run.rows)).sum())
-            self._array(f"{recorder}/{name}")[:rows] = array[:rows]
+                ends = np.append(times[1:], self.timeline.total) - 1  # when each is due
+            else:
+                ends = times
+            counted = ends < (done * M if time == STEP else run.rows)
+            both = np.flatnonzero(counted & np.isin(times, before))
+            if len(both):  # of more epochs the last ones begin later
+                first = int(np.searchsorted(before, times[both[0]]))
+                own = self._array(f"{recorder}/{name}")
+                own[both[0] : both[-1] + 1] = array[first : first + len(both)]
 
     def __enter__(self) -> Self:
         return self

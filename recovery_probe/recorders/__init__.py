@@ -50,6 +50,8 @@ class Layout:
     coords: dict[str, tuple[str | tuple[str, ...], Any]] = field(default_factory=dict)
     # time dimension -> how often, as `Timeline.due` reads it; always when not said
     every: dict[str, str] = field(default_factory=dict)
+    # time dimension -> the first time that anything is due; the run's first when not said
+    since: dict[str, int] = field(default_factory=dict)
     hooks: tuple[Hook, ...] = ()
     files: int = 0  # bytes written beside the record
 

@@ -58,7 +58,9 @@ class _AtWork:
         check_positions(self.name, self.layout, training)
         every = {STEP: "step", EPISODE: "episode", **self.layout.every}
         timeline = training.timeline
+        since = self.layout.since
         self.due = {d: timeline.due(every[d], d) for d in (STEP, EPISODE)}
+        self.due = {d: times[times >= since.get(d, 0)] for d, times in self.due.items()}
         self.steps, self.total = timeline.steps, timeline.total
         self.seconds = 0.0
         self.rows: dict[str, dict[int, Any]] = defaultdict(dict)  # array -> row -> value
@@ -69,8 +71,10 @@ class _AtWork:
 
     def row(self, dimension: str, time: int) -> int | None:
         """The row of a time that is due, or for which the recorder is called all the same."""
-        due = self.due[dimension]  # the first is 0
+        due = self.due[dimension]
         row = int(np.searchsorted(due, time, side="right")) - 1
+        if row < 0:
+            return None
         return row if due[row] == time or self.recorder.sees_every_step else None
 
     def take(self, moment: Callable[[], Rows], dimension: str, time_: int) -> None:

@@ -31,6 +31,7 @@ class Recorded:
     rows: dict[str, tuple[Array, NDArray[Any]]]  # array name -> its layout, (time, …) rows
     coords: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # name -> dims, values
     settings: dict[str, Any] = field(default_factory=dict)  # the recorder's, where not its defaults
+    since: int = 0  # the first time of its rows
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,18 @@ any vector of the weights' size."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from einops import einsum, rearrange
+from einops import einsum, rearrange, reduce
 
 from recovery_probe.record.layout import EPISODE, STEP, Array, module_coords
 from recovery_probe.simulations import Drawn, Order, Recorded
 from recovery_probe.simulations import modules as halves
 from recovery_probe.stats import Floats
+
+LAST = 2  # epochs whose loss changes are allocated
 
 
 @dataclass
@@ -54,6 +57,7 @@ class LeastSquares:
     def descend(self, order: Order) -> Drawn:
         """M steps on each document of an order. Where it diverges, losses are not finite."""
         error = self.X @ self.start - self.y  # (document, equation)
+        allocated = np.empty((len(order), 2, len(self.X)))  # (episode, module, document)
         errors, train = [error], np.empty((len(order), self.steps, self.q))
         summed = np.empty((len(order), self.q))  # over the steps of an episode: it moves by these
         with np.errstate(over="ignore", invalid="ignore"):
@@ -64,19 +68,27 @@ class LeastSquares:
                     own = own - towards @ own
                 summed[episode] = train[episode].sum(axis=0)
                 moved = self.together[:, :, k] @ summed[episode]
-                error = error - self.lr / self.q * moved
+                before, error = error, error - self.lr / self.q * moved
+                # The loss is quadratic: its gradient half-way is that of the whole line.
+                halves_moved = self.products[:, :, :, k] @ summed[episode]
+                half_way = (before + error) / 2
+                allocated[episode] = -self.lr / self.q * (halves_moved * half_way).mean(axis=2)
                 errors.append(error)
             each = np.stack(errors)  # (row, document, equation)
             token_losses, first = each**2 / 2, train[:, 0]
+            moves = -self.lr * self._gradients(order, summed)
+            losses = token_losses.mean(axis=2)
             return Drawn(
                 order,
-                token_losses.mean(axis=2),
+                losses,
                 (train**2 / 2).mean(axis=2).ravel(),
                 {
-                    "weight_deltas": halves.of_updates(-self.lr * self._gradients(order, summed)),
+                    "weight_deltas": halves.of_updates(moves),
                     "gradients": halves.of_gradients(self._gradients(order, first)),
                     "document_gradients": self._inner(each[:: self.trained]),
+                    "allocation": _allocated(allocated, losses, self.trained),
                     "token_losses": _token_losses(token_losses),
+                    "state_return": self._state_return(order, each, moves),
                     "residual_stream": _outputs(each[:, 0] + self.y[0], first + self.y[order]),
                 },
             )
@@ -90,6 +102,33 @@ class LeastSquares:
         rows = [e @ coordinates[k] / self.q for k, e in zip(order, errors, strict=True)]
         return np.stack(rows).reshape(len(order), 2, -1)
 
+    def _state_return(self, order: Order, errors: Floats, moves: Floats) -> Recorded:
+        """Exactly, of (row, document, equation) errors and (episode, module, coordinate) moves of
+        the weights: X_j Δ is how the errors of j have moved, and G_j = X_jᵀX_j / q."""
+        rows, count, q = errors.shape
+        found = np.full((4, rows - 1, count), np.nan)
+        path = np.cumsum(moves, axis=0)  # (episode, module, coordinate)
+        for document in range(self.trained):
+            turns = np.flatnonzero(order == document)
+            for this, until in itertools.pairwise([*turns, len(order)]):
+                then, since = errors[this + 1, document], slice(this, until)
+                moved = errors[this + 1 : until + 1, document] - then
+                away = (path[since] - path[this]) ** 2
+                found[:, since, document] = [
+                    reduce(moved**2, "row equation -> row", "sum") / q,
+                    moved @ then / q,
+                    reduce((then + moved) ** 2 - then**2, "row equation -> row", "sum") / (2 * q),
+                    reduce(away, "row module coordinate -> row", "sum"),
+                ]
+        about = ("ΔᵀGΔ, with G = XᵀX / q", "gᵀΔ", "how the loss changes", "|Δ|²")
+        names = ("curvature", "slope", "linear", "distance")
+        arrays = {
+            name: (Array(EPISODE, ("document",), (count,), text, dtype="float64"), values)
+            for name, text, values in zip(names, about, found, strict=True)
+        }
+        watched = ("document", np.arange(count) < self.trained)
+        return Recorded(arrays, {"watched": watched}, {"epochs": 0}, since=1)
+
     def _inner(self, errors: Floats) -> Recorded:
         """`document_gradients` of (row, document, equation) errors."""
         count = errors.shape[1]
@@ -102,6 +141,29 @@ class LeastSquares:
         array = Array(EPISODE, dims, inner.shape[1:], about, "nats²", "float64")
         coords = module_coords(halves.MODULES)
         return Recorded({"inner": (array, inner)}, coords, {"every": "epoch"})
+
+
+def _allocated(allocated: Floats, losses: Floats, trained: int) -> Recorded:
+    """(episode, module, document), and the (row, document) losses that they add up to."""
+    after = max(0, len(allocated) - LAST * trained)
+    kept, change = allocated[after:], np.diff(losses[after:], axis=0)
+    about = "loss change of a document by the last episode's change of a module's weights"
+    left = "sum of `allocated` over modules minus the recorded change of the loss"
+    rows = {
+        "allocated": (
+            Array(EPISODE, ("module", "document"), kept.shape[1:], about, "nats", "float64"),
+            kept,
+        ),
+        "residual": (
+            Array(EPISODE, ("document",), change.shape[1:], left, "nats", "float64"),
+            kept.sum(axis=1) - change,
+        ),
+        "places": (
+            Array(EPISODE, (), (), "places on the line where gradients were taken", "1", "int64"),
+            np.ones(len(kept), dtype=np.int64),
+        ),
+    }
+    return Recorded(rows, module_coords(halves.MODULES), {"epochs": LAST}, after + 1)
 
 
 def _token_losses(losses: Floats) -> Recorded:

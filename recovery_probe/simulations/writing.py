@@ -139,7 +139,10 @@ def _write(
         for name, recorded in drawn.recorded.items():
             table = settings.tables[name]
             arrays = {n: array for n, (array, _) in recorded.rows.items()}
-            due = {a.time: timeline.due(table["every"], a.time) for a in arrays.values()}
+            due = {
+                a.time: timeline.due(table.get("every", "episode"), a.time) for a in arrays.values()
+            }
+            due = {time: times[times >= recorded.since] for time, times in due.items()}
             writer.add_group(name, arrays, recorded.coords, due, table)
         writer.put_in_place(overwrite)
         for name, recorded in drawn.recorded.items():

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from recovery_probe.stats.inference import Floats, Ints, bootstrap_interval
+from recovery_probe.stats.inference import Floats, Ints, bootstrap_interval, counted_means
 from recovery_probe.stats.scores import MIN_FORGETTING, Schedule, turns
 
 
@@ -28,6 +28,21 @@ def by_age(
             if following - this >= cycle == len(ages) and np.isfinite(ages).all():
                 curves[n, document], begins[n, document] = ages, this
     return curves, begins
+
+
+def ages_at(schedule: Schedule, documents: int) -> tuple[Ints, Ints]:
+    """(episodes, documents) each: the age at which an episode finds a document, the episodes since
+    the last one on it, 0 in its own; and how many episodes the wait lasts in which that is. -1
+    before the first, and of a wait that does not end."""
+    own = schedule[:, None] == np.arange(documents)
+    episode = np.arange(len(schedule))[:, None]
+    last = np.maximum.accumulate(np.where(own, episode, -1), axis=0)
+    following = np.full(own.shape, len(schedule))
+    following[:-1] = np.where(own, episode, len(schedule))[1:]
+    following = np.minimum.accumulate(following[::-1], axis=0)[::-1]
+    known = last >= 0
+    ends = known & (following < len(schedule))
+    return np.where(known, episode - last, -1), np.where(ends, following - last, -1)
 
 
 def at_times(curves: Floats, begins: Floats, when: Floats) -> Floats:
@@ -99,3 +114,72 @@ def ratio_of_sums(part: Floats, whole: Floats, rng: np.random.Generator) -> Floa
         lambda drawn: share_of(part[drawn].mean(axis=1), whole[drawn].mean(axis=1)), len(part), rng
     )
     return np.array([share_of(part.mean(), whole.mean()), *bounds])
+
+
+def last_waits(curves: Floats) -> Floats:
+    """(T, ages): each document's last whole wait, of (waits, T, ages) curves with NaN where a wait
+    is no case; NaN of one without any."""
+    found = np.full(curves.shape[1:], np.nan)
+    for wait in curves:
+        whole = np.isfinite(wait).all(axis=-1)
+        found[whole] = wait[whole]
+    return found
+
+
+def falls_together(loss: Floats, curves: Floats, drawn: Ints) -> Floats:
+    """(resamples, k): how far `curves` (documents, ages, k) fall up to the last age, means over the
+    (resamples, documents) `drawn` ones: all of them from the age at which the mean of the other
+    documents' `loss` (documents, ages) has its top."""
+    times = (drawn[..., None] == np.arange(len(loss))).sum(axis=1)  # (resamples, documents)
+    total = times @ loss
+    falls = np.zeros((len(drawn), curves.shape[-1]))
+    for own, each, weight in zip(loss, curves, times.T, strict=True):
+        top = (total - weight[:, None] * own).argmax(axis=1)
+        falls += weight[:, None] * (each[top] - each[-1])
+    return falls / drawn.shape[1]
+
+
+def left_out_errors(change: Floats, state: Floats) -> Floats:
+    """(4, documents): squared errors, summed over ages, with which a document's `change` in loss
+    (documents, ages) is foretold from all others: by their mean; by their mean at each age; by a
+    number proportional to `state` (documents, ages); and by their mean at each age with what a
+    document's state differs from theirs there."""
+    documents = len(change)
+    errors = np.full((4, documents), np.nan)
+    for document in range(documents) if documents > 2 else ():
+        others = np.arange(documents) != document
+        y, q = change[others], state[others]
+        own_y, own_q = change[document], state[document]
+        level, usual = y.mean(axis=0), q.mean(axis=0)
+        apart = q - usual
+        within = (apart * (y - level)).sum() / max((apart**2).sum(), 1e-300)
+        through = (q * y).sum() / max((q**2).sum(), 1e-300)
+        foretold = [y.mean(), level, through * own_q, level + within * (own_q - usual)]
+        errors[:, document] = [((own_y - each) ** 2).sum() for each in foretold]
+    return errors
+
+
+def ratio_of_means(
+    part: Floats, whole: Floats, rng: np.random.Generator, minus: Floats | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """Value, low and high, (…) each, of the mean of `part` (documents, …), less that of `minus`,
+    over the mean of `whole` (documents,): each mean of the documents that have it, NaN being none,
+    so that the parts may be of other documents than the whole is. A percentile bootstrap over those
+    that have any. NaN where the whole is less than `MIN_FORGETTING` nats."""
+    parts = [part] if minus is None else [part, minus]
+    columns = [each.reshape(len(whole), -1) for each in (*parts, whole)]
+    each = np.concatenate(columns, axis=1)
+    each = each[np.isfinite(each).any(axis=1)]
+
+    def of(drawn: Ints) -> Floats:
+        means = counted_means(each, drawn)
+        first, *second = np.split(means[:, :-1], len(parts), axis=1)
+        return share_of(first - sum(second), means[:, -1:])
+
+    if not len(each):
+        none = np.full((3, *part.shape[1:]), np.nan)
+        return none[0], none[1], none[2]
+    (value,) = of(np.arange(len(each))[None])
+    low, high = bootstrap_interval(of, len(each), rng)
+    shape = part.shape[1:]
+    return value.reshape(shape), low.reshape(shape), high.reshape(shape)

@@ -103,6 +103,14 @@ def resampled_means(values: Floats, drawn: Ints) -> Floats:
     return np.tensordot(_times_drawn(drawn, len(values)) / drawn.shape[1], values, axes=1)
 
 
+def counted_means(values: Floats, drawn: Ints) -> Floats:
+    """(resamples, …): as `resampled_means`, leaving NaN out; NaN where nothing drawn counts."""
+    times, counted = _times_drawn(drawn, len(values)), np.isfinite(values)
+    total = np.tensordot(times, np.where(counted, values, 0.0), axes=1)
+    number = np.tensordot(times, counted.astype(float), axes=1)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
 def sd_of_counted(values: Floats) -> Floats:
     """Standard deviation over the first axis without NaN; NaN for fewer than two."""
     counted = np.isfinite(values).sum(axis=0)

@@ -37,7 +37,14 @@ from recovery_probe.settings import Settings
 from recovery_probe.train.announce import announce
 from recovery_probe.train.given import as_interventions, as_recorder
 from recovery_probe.train.loop import train
-from recovery_probe.train.plan import TWIN, Point, beside, check_plan, with_controls
+from recovery_probe.train.plan import (
+    TWIN,
+    Point,
+    begins_of,
+    beside,
+    check_plan,
+    with_controls,
+)
 from recovery_probe.train.progress import Progress
 from recovery_probe.training import Training
 
@@ -82,6 +89,8 @@ def fit(
     if resume and overwrite:
         raise InputError("resume keeps what overwrite deletes: one of the two")
     plan = _planned(settings, out, control, given)
+    if resume:  # what a run began with is no setting: it says so itself
+        plan = [replace(p, begins=p.begins or begins_of(p.path)) for p in plan]
     for point in plan:
         bring_back(point.path)
         if resume and is_run(point.path):
@@ -177,7 +186,12 @@ def _fit(
     overwrite: bool,
     force: bool,
 ) -> None:
-    training = Training.open(point.settings, point.path)
+    if point.begins:
+        origin = open_run(point.begins.run)
+        training = Training.begun(point.settings, origin, point.begins.episodes_done, point.path)
+        facts["begins"] = point.begins.told(point.path)
+    else:
+        training = Training.open(point.settings, point.path)
     if point.role == TWIN:
         training.move_last_digits()
     settings, documents = training.settings, training.documents
@@ -197,7 +211,7 @@ def _fit(
         facts["edited_by"] = interventions.editing
         recording = Recording([*recorders.find(settings), *extra], training, interventions)
         announce(recording, training, point.path, force)
-        training.fresh_optimizer()
+        training.first_optimizer()
         with Writer.create(
             point.path, settings, documents, training.timeline, provenance=facts
         ) as writer:
@@ -216,6 +230,9 @@ def check_same(point: Point, hooks: list[str]) -> None:
         differing.pop("epochs", None)
     if run.provenance.get("hooks", []) != hooks:
         differing["hooks"] = (run.provenance.get("hooks", []), hooks)
+    begins = point.begins and point.begins.told(point.path)
+    if run.provenance.get("begins") != begins:
+        differing["begins"] = (run.provenance.get("begins"), begins)
     if mends.simulated(run.provenance):
         raise InputError(f"{point.path}: was simulated, and never trained: nothing goes on")
     if differing:

@@ -29,15 +29,25 @@ def check_finite(episode: int, train_loss: Sequence[float], row: NDArray[np.floa
         )
 
 
-def check_below_untrained(done: int, rows: NDArray[np.float64], timeline: Timeline) -> None:
+def check_below_untrained(
+    done: int,
+    rows: NDArray[np.float64],
+    timeline: Timeline,
+    before: NDArray[np.float64] | None = None,
+) -> None:
     """Raise `Diverged` when the mean loss of the documents of a whole epoch stayed above its
     untrained value as long as that. `rows`: (episodes + 1, T + H), of which `done` + 1 count.
-    Documents that were not trained on then may fare as they like."""
+    Documents that were not trained on then may fare as they like. `before`: (T + H,) untrained
+    losses where they are not the first row; NaN of documents that have none."""
     length = timeline.per_epoch
     if done < length:
         return
     these = np.unique(timeline.schedule[done - length : done])
-    untrained = rows[0, these].mean()
+    before = rows[0] if before is None else before
+    these = these[np.isfinite(before[these])]
+    if not len(these):
+        return
+    untrained = before[these].mean()
     means = rows[done - length + 1 : done + 1, these].mean(axis=1)
     if (means > untrained).all():
         raise Diverged(

@@ -71,4 +71,4 @@ def conclude(
     writer.commit(done, training.rows[done], train_loss)
     recording.committed()
     if not interventions.relabelling:  # then losses may rise for good reason
-        check_below_untrained(done, training.rows, training.timeline)
+        check_below_untrained(done, training.rows, training.timeline, training.untrained)

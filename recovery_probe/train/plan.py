@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -10,7 +11,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from recovery_probe import config, plugins
-from recovery_probe.errors import InputError
+from recovery_probe.errors import InputError, Missing
+from recovery_probe.record import mends
+from recovery_probe.record.folder import is_run
+from recovery_probe.record.origin import origin
+from recovery_probe.record.run import open_run
 from recovery_probe.schedules import planned
 from recovery_probe.settings import Settings
 
@@ -19,13 +24,27 @@ TWIN: Final = "twin"
 
 
 @dataclass(frozen=True)
+class Begins:
+    """What a run begins with: a checkpoint of another one."""
+
+    run: Path
+    episodes_done: int
+
+    def told(self, path: Path) -> dict[str, Any]:
+        """For the provenance of the run at `path`."""
+        return {"run": os.path.relpath(self.run, path), "episodes_done": self.episodes_done}
+
+
+@dataclass(frozen=True)
 class Point:
     """A run to be made. Its `role` is `run`, `control` or `twin`: of the run before it in the plan.
-    A twin is the same run from weights changed by one unit in the last place."""
+    A twin is the same run from weights changed by one unit in the last place. It `begins` with
+    weights of its own, or with another run's checkpoint."""
 
     path: Path
     settings: Settings
     role: Literal["run", "control", "twin"] = "run"
+    begins: Begins | None = None
 
 
 def with_controls(settings: Settings, out: Path, controls: Sequence[str]) -> list[Point]:
@@ -82,6 +101,8 @@ def check_plan(plan: Sequence[Point]) -> None:
         if point.role not in ROLES:
             raise InputError(f"{point.path}: role = {point.role!r}: expected {', '.join(ROLES)}")
         planned(point.settings)
+        if point.begins:
+            check_begins(point, point.begins)
         if point.role == "run":
             run = point
             continue
@@ -101,6 +122,44 @@ def check_plan(plan: Sequence[Point]) -> None:
                 f"{point.path}: not a control of {run.path}: "
                 + (what if others else "its schedule is the same")
             )
+
+
+def check_begins(point: Point, begins: Begins) -> None:
+    """Raise `InputError` unless a run can begin there: of the same network and documents, trained
+    in the same way. Its order may differ, how long it is, what changes training, when the
+    optimizer starts again, and there may be more documents."""
+    origin = open_run(begins.run)
+    if begins.episodes_done not in origin.checkpoints:
+        why = mends.no_checkpoint(origin.provenance, begins.episodes_done, origin.checkpoints)
+        raise Missing(f"{begins.run}: {why}")
+    if point.role != "run":
+        raise InputError(f"{point.path}: a {point.role} begins with weights of its own")
+    if point.settings.optimizer.decay != "none":
+        raise InputError(
+            f"{point.path}: its learning rate falls along the whole run (optimizer.decay), and "
+            "what begins in the middle has no place in that"
+        )
+    before = config.resolved(origin.config)
+    free = {plugins.key_of(n) for s in (before, point.settings) for n in s.interventions}
+    free |= {"schedule", "interventions", "epochs"}
+    differing = config.differences(before, point.settings, roles=("numbers",))
+    others = [
+        name
+        for name in differing
+        if name.partition(".")[0] not in free
+        and name not in ("optimizer.reset", "documents.count", "seed.order")
+    ]
+    if others:
+        raise InputError(
+            f"{point.path}: cannot begin with a checkpoint of {begins.run}: they differ in "
+            f"{', '.join(others)}"
+        )
+
+
+def begins_of(path: Path) -> Begins | None:
+    """What the run that is there began with, if there is one, and it began with a checkpoint."""
+    found = origin(open_run(path)) if is_run(path) else None
+    return found and Begins(found[0].path, found[1])
 
 
 def beside(plan: Sequence[Point], point: Point, role: str) -> list[Point]:

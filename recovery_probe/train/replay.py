@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from recovery_probe.record import checkpoint, checksums, group, mends, store
 from recovery_probe.record.layout import STEP, Array, Timeline
 from recovery_probe.record.lock import Lock
 from recovery_probe.record.run import Run
+from recovery_probe.record.sink import Sink, Unwritten
 from recovery_probe.record.versions import changed, machine
 from recovery_probe.recorders import Recorder
 from recovery_probe.recorders.recording import Recording
@@ -102,14 +103,33 @@ def training_at(
     return training
 
 
+def visited(
+    run: Run, training: Training, rows: Collection[int], visit: Callable[[int], None]
+) -> str:
+    """Train a run again, once, from where `training` took it up (`taken_up`) to the last of `rows`,
+    and call `visit` where so many episodes are done as each of them says. It may do with the model
+    what it likes, and leaves it as it was. Returns how well losses agree with those recorded.
+
+    Raises `InputError` when they do not.
+    """
+    compared = Visited(run, rows, visit)
+    if training.done and training.done in rows:  # else the loop begins with it
+        with reproducible(training.model.device):
+            visit(training.done)
+    if training.done < max(rows):
+        again(training, (), (), compared, max(rows))
+    return compared.said()
+
+
 def again(
     training: Training,
     interventions: Iterable[Any],
     recorders: Sequence[Recorder],
-    writer: Compared,
+    writer: Sink,
     stop: int,
+    label: str = "again",
 ) -> None:
-    """Train up to an episode, as the run was trained."""
+    """Train up to an episode, as the run was trained; progress under a `label`."""
     given = as_interventions(interventions)
     with reproducible(training.model.device):
         acts = Interventions(acting.find(training.settings, given), training)
@@ -119,7 +139,7 @@ def again(
             stoppable(training),
             acts.attached(),
             recording.attached(),
-            Progress("again", training.timeline, training.done, stop) as progress,
+            Progress(label, training.timeline, training.done, stop) as progress,
         ):
             if not train(training, acts, recording, writer, progress, stop):
                 raise KeyboardInterrupt
@@ -144,7 +164,7 @@ def taken_up(run: Run, start: int, stop: int, device: str | None = None) -> Trai
     return training
 
 
-class Compared:
+class Compared(Unwritten):
     """What the loop writes to when a run is trained again: the losses, compared with those that
     were recorded, and nothing else."""
 
@@ -180,18 +200,18 @@ class Compared:
             f"{mends.in_words(self.changed)}"
         )
 
-    def add_group(
-        self,
-        name: str,
-        arrays: Mapping[str, Array],
-        coords: Mapping[str, tuple[Any, Any]],
-        due: Mapping[Any, NDArray[np.int64]],
-        attrs: Mapping[str, Any],
-    ) -> None:
-        """Nothing is recorded."""
 
-    def write(self, recorder: str, name: str, start: int, rows: NDArray[Any]) -> None:
-        """Nothing is recorded."""
+class Visited(Compared):
+    """Losses compared, and after some of the episodes a visit."""
+
+    def __init__(self, run: Run, due: Collection[int], visit: Callable[[int], None]) -> None:
+        super().__init__(run)
+        self.due, self.visit = due, visit
+
+    def commit(self, row: int, losses: ArrayLike, train_loss: Sequence[float] = ()) -> None:
+        super().commit(row, losses, train_loss)
+        if row in self.due:
+            self.visit(row)
 
 
 class Addition(Compared):
@@ -230,6 +250,11 @@ class Addition(Compared):
             for array_name, array in arrays.items():
                 if array.time == time:
                     self.first[name, array_name] = first, count
+        if not any(count for (of, _), (_, count) in self.first.items() if of == name):
+            raise InputError(
+                f"episodes {self.start}:{self.stop}: nothing of {name} is due in them, by its "
+                "settings"
+            )
         group.lay_out(self.aside, self.timeline, name, arrays, coords, kept, attrs)
         self.groups.append(name)
 
