@@ -256,6 +256,10 @@ class Mechanism(Experiment):
             )
             said.append(f"{hypothesis} ({claim}): {together([words[i] for i in own])}. [{numbers}]")
         text = " ".join(said)
+        place = next(i for i, rule in enumerate(RULES) if rule.hypothesis == "H3")
+        fall = estimate.get(dataset, "measured", prediction=place)
+        if not fall.low > 0:
+            text = f"There may be nothing to explain: the matched fall is {fall} nats. {text}"
         if "measured_n" not in dataset:
             text += " One run: intervals are over its documents, and another seed may differ."
         for line in dataset.attrs["not_measured"]:
