@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny
-from recovery_probe_analyses.mechanism import READ, Mechanism, decisions, stored
+from recovery_probe_analyses.age_curve import AgeCurve
+from recovery_probe_analyses.mechanism import READ, Mechanism, check_recovery, decisions, stored
 
 import recovery_probe as rp
 from recovery_probe import plugins
@@ -81,6 +82,19 @@ def test_what_planted_numbers_come_out_as(
     for hypothesis, word in expected.items():
         own = [rule for rule in RULES if rule.hypothesis == hypothesis]
         assert together([rule.decide(*planted[rule.part]) for rule in own]) == word
+
+
+@pytest.mark.parametrize(("process", "there"), [("linear_documents", True), ("age_only", False)])
+def test_no_share_of_a_recovery_that_is_not_there(
+    process: str, there: bool, tmp_path: Path
+) -> None:
+    run = rp.simulate(process, tmp_path)
+    found = AgeCurve()(run, *run.controls)
+    if there:
+        check_recovery(found)
+        return
+    with pytest.raises(rp.Missing, match="no recovery to have a share of"):
+        check_recovery(found)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ COSTS = {
     "state_return": 8.0,
     "allocation": 12.0,
 }
+SHARES = ("readout", "transplant", "clock_or_cue")  # these measure shares of recovery
 COLOURS = {"supports": 2, "contradicts": 1}  # of `plots.colour`
 
 
@@ -62,6 +63,14 @@ def _beyond(d: xr.Dataset) -> tuple[Estimate, float]:
 
 def _fall(d: xr.Dataset) -> tuple[Estimate, float]:
     return _of_pair(d, "matched_fall"), 0.0
+
+
+def check_recovery(d: xr.Dataset | None) -> None:
+    """Raise `Missing` where no loss surely comes back, beyond the control's: of next to nothing
+    shares say nothing."""
+    fall = Estimate(np.nan, np.nan) if d is None else _of_pair(d, "matched_fall")
+    if fall.low is None or not fall.low > 0:
+        raise Missing(f"no recovery to have a share of, the matched fall is {fall}")
 
 
 def _excess(d: xr.Dataset) -> tuple[Estimate, float]:
@@ -175,6 +184,8 @@ class Mechanism(Experiment):
             try:
                 if (dataset := datasets[rule.part]) is None:
                     raise Missing(f"{rule.part} could not be done")
+                if rule.part in SHARES:
+                    check_recovery(datasets["age_curve"])
                 one, other = read(dataset)
             except Missing as missing:
                 one, other = Estimate(np.nan, np.nan, np.nan), np.nan

@@ -6,14 +6,12 @@ import contextlib
 import io
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from recovery_probe.record.layout import Array
+from recovery_probe.record.sink import Unwritten
 from recovery_probe.schedules import planned
 from recovery_probe.settings import Settings
 from recovery_probe.sweep.spec import Job
@@ -75,22 +73,5 @@ def _measured(settings: Settings) -> tuple[float, float, float]:
                 for stop in range(1, EPISODES + 1):
                     progress = Progress("", training.timeline, stop=stop)
                     times.append(time.monotonic())
-                    train(training, interventions, recording, Nothing(), progress, stop)
+                    train(training, interventions, recording, Unwritten(), progress, stop)
     return began - start, time.monotonic() - times[-1], float(size)
-
-
-class Nothing:
-    """Where nothing is kept."""
-
-    def add_group(
-        self,
-        name: str,
-        arrays: Mapping[str, Array],
-        coords: Mapping[str, tuple[Any, Any]],
-        due: Mapping[Any, NDArray[np.int64]],
-        attrs: Mapping[str, Any],
-    ) -> None: ...
-
-    def write(self, recorder: str, name: str, start: int, rows: NDArray[Any]) -> None: ...
-
-    def commit(self, row: int, losses: ArrayLike, train_loss: Sequence[float] = ()) -> None: ...
