@@ -3,12 +3,14 @@
     python docs/results.py runs/sweeps --out docs/results
 
 `runs/sweeps/NAME` as `python -m recovery_probe.sweep NAME --out runs/sweeps/NAME` leaves it: its
-table, its figures, its verdicts, and where its runs were trained.
+table, its figures, its verdicts, and where its runs were trained. What the page says of sweeps that
+are not there stays.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -28,6 +30,13 @@ compared and heights cannot. What each says of its direction is Page's trend tes
 
 This page is written by `python docs/results.py runs/sweeps`.
 """
+
+
+def sections(page: str) -> dict[str, str]:
+    """Name of the sweep -> what the page says of it."""
+    parts = [f"## {part.rstrip()}\n" for part in page.split("\n## ")[1:]]
+    names = [re.search(r"\[Numbers\]\((.+)/sweep\.csv\)", part) for part in parts]
+    return {found[1]: part for found, part in zip(names, parts, strict=True) if found}
 
 
 def section(place: Path, out: Path) -> str:
@@ -77,6 +86,8 @@ if __name__ == "__main__":
     parser.add_argument("sweeps", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     chosen = parser.parse_args()
-    places = sorted(p.parent for p in chosen.sweeps.glob("*/sweep.zarr"))
-    texts = [section(place, chosen.out) for place in places]
-    (chosen.out / "README.md").write_text("\n".join([HEAD, *texts]), "utf-8")
+    page = chosen.out / "README.md"
+    texts = sections(page.read_text("utf-8")) if page.exists() else {}
+    for place in (p.parent for p in chosen.sweeps.glob("*/sweep.zarr")):
+        texts[place.name] = section(place, chosen.out)
+    page.write_text("\n".join([HEAD, *(texts[name] for name in sorted(texts))]), "utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny, training
+from explained import said
 from recovery_probe_analyses.clock_or_cue import ClockOrCue
 
 import recovery_probe as rp
@@ -71,6 +72,7 @@ def test_linear_documents_have_a_cue_and_no_clock(done: rp.Run, tmp_path: Path) 
     share = estimate.get(found[0], "share", arm="fresh")
     assert share.low <= share.value < 0.1
     assert share.high < 0.5
+    assert said("H8", clock_or_cue=found[0]) != "supported"
 
 
 def test_what_it_trains_is_what_it_says(done: rp.Run) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from explained import said
 from networks import local_model
 from recovery_probe_analyses.linearised import Linearised as Analysis
 from recovery_probe_analyses.linearised import linearised
@@ -124,6 +125,8 @@ def test_a_network_that_is_linear_in_what_is_trained(
         q = dataset.q.sel(episodes_done=6).values
         np.testing.assert_allclose(q, 1, atol=1e-6)
         np.testing.assert_allclose(dataset.q_minus_1.sel(episodes_done=6), 0, atol=1e-6)
+        assert said("H1", linearised=dataset) == "contradicted"
+        assert said("H2", linearised=dataset) == "supported"
         seeds = [dataset.copy(deep=True) for _ in range(3)]
         for seed, off in zip(seeds, (-0.02, 0, 0.02), strict=True):
             seed["q"] += off

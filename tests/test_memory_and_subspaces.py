@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny, training
+from explained import said
 from recovery_probe_analyses.optimizer_memory import OptimizerMemory
 from recovery_probe_analyses.remove_subspace import RemoveSubspace
 from safetensors.numpy import load_file
 
 import recovery_probe as rp
+from recovery_probe.analyze import estimate
 from recovery_probe.cli import main
 from recovery_probe.experiments.conduct import conduct
 from recovery_probe.train.plan import Begins, Point
@@ -195,7 +197,11 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(rp.Missing, match="not trained yet"):
         RemoveSubspace(ranks=(1,), draws=1)(run)
     main(["experiment", "remove_subspace", str(run.path), "--plan", "--ranks", "1", "2"])
-    assert f"8 runs to train from checkpoints, {8 * 2 * T} episodes" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"8 runs to train from checkpoints, {8 * 2 * T} episodes" in told
+    # Directions in float32: 1 + 2 shared, 2 of all weights, two placebos of each, at most T.
+    bytes_ = 4 * run.provenance["parameters"] * (1 + 2 + 2 + 4 * T)
+    assert f"at most {bytes_ / 1e6:.1f} MB on disk" in told
     assert not (run.path / "experiments").exists()
     twice = origin(tmp_path / "frozen", epochs=1, interventions=["freeze"], freeze={"first": 1})
     # What is held fixed is in no direction.
@@ -238,6 +244,56 @@ def test_memory_kept_and_reset(remembering: rp.Run, capsys: pytest.CaptureFixtur
     assert "times as long" in found["verdict"]
     with pytest.raises(rp.InputError, match="made with other settings"):
         OptimizerMemory(after=2)(remembering)
+
+
+ECHO = """
+from dataclasses import dataclass
+import torch
+from recovery_probe.optimizers import Optimizer
+
+class Echoing(torch.optim.Optimizer):
+    # Plain descent, and once more what was done a cycle ago on the document that comes next.
+    def __init__(self, parameters, lr, ahead, cycle):
+        super().__init__(parameters, {"lr": lr, "ahead": ahead, "cycle": cycle})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state, own = self.state[p], -group["lr"] * p.grad
+                if not state:
+                    state["done"], state["past"] = 0, p.new_zeros(group["cycle"], *p.shape)
+                n, cycle = state["done"], group["cycle"]
+                p += own + 0.7 * state["past"][(n + group["ahead"]) % cycle]
+                state["past"][n % cycle] = own
+                state["done"] = n + 1
+
+@dataclass
+class Echo(Optimizer):
+    name = "echo"
+    lr: float = 0.1
+    ahead: int = 6
+    cycle: int = 96
+
+    def make(self, parameters):
+        return Echoing(parameters, self.lr, self.ahead, self.cycle)
+"""
+
+
+def test_recovery_that_is_memory_is_told_from_the_networks_own(tmp_path: Path) -> None:
+    """An optimizer that does again, an episode before a document's turn, what it did for it a cycle
+    ago."""
+    file = tmp_path / "echo.py"
+    file.write_text(ECHO)
+    documents = {"count": 16, "tokens": 12, "min_tokens": 12}
+    own = {"epochs": 4, "steps": 6, "optimizer": {"name": f"{file}:Echo"}}
+    settings = tiny(documents=documents, model={"depth": 1}, **own)
+    run = rp.fit(settings, tmp_path / "run")
+    conduct([OptimizerMemory()], run)
+    found = OptimizerMemory()(run)
+    assert said("H6", optimizer_memory=found) == "supported"
+    kept = estimate.get(found, "score", arm="kept", reading="curve")
+    assert kept.value > 0.2
 
 
 def test_without_memory_nothing_is_trained(tmp_path: Path) -> None:

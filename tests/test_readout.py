@@ -11,6 +11,7 @@ import pytest
 import scipy.optimize
 import torch
 from conftest import tiny
+from explained import said
 from recovery_probe_analyses.readout import Readout
 
 import recovery_probe as rp
@@ -102,9 +103,11 @@ def test_what_is_planted_is_told(planted: Any) -> None:
         assert left["tempered"] > 0.5
         assert left["biased"] > 0.8
         assert cyclic.score.sel(reading="log_rank") > 0.5
-    said = Readout().summary(dataset)["verdict"]
-    assert f"{estimate.get(cyclic, 'left', reading='tempered')} with each document's" in said
-    assert "one run decides nothing" not in said
+    verdict = Readout().summary(dataset)["verdict"]
+    assert f"{estimate.get(cyclic, 'left', reading='tempered')} with each document's" in verdict
+    assert "one run decides nothing" not in verdict
+    word = said("H4", readout=dataset)
+    assert word == "supported" if what != "inside" else word != "supported"
 
 
 def test_each_reading_is_what_an_optimiser_finds() -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 from conftest import tiny
+from explained import said
 from networks import SHAPES, local_model
 from recovery_probe_analyses.transplant import SCALES, Transplant
 from transformers import AutoModelForCausalLM
@@ -222,6 +223,20 @@ def test_a_matrix_that_is_scaled_alone_comes_back_by_its_norm(tmp_path: Path) ->
         for way in ("restored", "lost"):
             own = found[f"document_{way}"].sel(group=group).values
             np.testing.assert_allclose(own[seen], values[seen], atol=1e-4, err_msg=group)
+
+
+def test_a_fall_that_is_of_norms_alone_is_told(tmp_path: Path) -> None:
+    """Logits that get smaller all the time: nothing else brings a loss down."""
+    file = tmp_path / "breathes.py"
+    file.write_text(
+        SCALES_ONE.replace(
+            "1 + 0.9 * math.cos(2 * math.pi * (step.episode + 1) / 6)", "0.5 - step.episode / 30"
+        )
+    )
+    run = rp.fit(
+        tiny(**{**SHAPE, "epochs": 2}, interventions=[f"{file}:Breathes"]), tmp_path / "run"
+    )
+    assert said("H5", transplant=of(run)) == "supported"
 
 
 def test_a_random_displacement_goes_as_far_and_all_comes_back(run: rp.Run) -> None:

@@ -169,6 +169,14 @@ class RemoveSubspace(Experiment):
             )
         return arms
 
+    def size(self, run: Run) -> int:
+        """Of its directions: a placebo has at most as many as there are updates of an epoch."""
+        if run.provenance.get("role") == "control" or self._made(run):
+            return 0
+        ranks, T = sorted(set(self.ranks)), run.config.documents.count
+        directions = sum(ranks) + ranks[-1] + len(ranks) * self.draws * T
+        return 4 * directions * int(run.provenance["parameters"])  # float32
+
     def prepare(self, run: Run) -> None:
         """Write the directions of every arm."""
         if run.provenance.get("role") == "control" or self._made(run):

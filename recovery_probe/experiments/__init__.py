@@ -84,6 +84,10 @@ class Experiment(Analysis):
         """About how long that takes, beside training arms."""
         return 0.0
 
+    def size(self, run: Run) -> int:
+        """Bytes at most that it has yet to write beside the arms' own records."""
+        return 0
+
     def prepare(self, run: Run) -> None:
         """Make what the settings of its arms name, such as files: before any of them is trained,
         and when some were and others not. What is there already stays."""

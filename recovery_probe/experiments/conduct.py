@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.groups import match
 from recovery_probe.errors import InputError
 from recovery_probe.experiments import Experiment, complete
+from recovery_probe.machine import size_of
 from recovery_probe.record.run import Run, open_run
 from recovery_probe.schedules import planned
+from recovery_probe.train.announce import check_room
 from recovery_probe.train.plan import Point
 
 SHORT = 2  # seconds that a run takes before its first step
@@ -64,7 +67,8 @@ def seconds(point: Point) -> float:
 
 
 def tell(experiments: Sequence[Experiment], groups: Sequence[tuple[Run, Sequence[Run]]]) -> None:
-    """Say how many runs are to be trained, and about how long all takes."""
+    """Say how many runs are to be trained, about how long all takes, and what is written beside
+    records. Raises `InputError` where a disk has no room for that."""
     each = [run for first, own in groups for run in (first, *own)]
     points = [point for e in experiments for run in each for point in left(e, run)]
     total = sum(map(seconds, points))
@@ -72,11 +76,23 @@ def tell(experiments: Sequence[Experiment], groups: Sequence[tuple[Run, Sequence
     if total:
         episodes = sum(planned(point.settings).episodes for point in points)
         time = f"{total / 60:.0f} min" if total > 90 else f"{total:.0f} s"
+        sizes = {run.path: sum(map(int, _sizes(experiments, run))) for run in each}
+        room = f", at most {size_of(sum(sizes.values()))} on disk" if any(sizes.values()) else ""
         print(
             f"{len(points)} runs to train from checkpoints, {episodes} episodes; about {time} in "
-            "all",
+            f"all{room}",
             file=sys.stderr,
         )
+        for path, size in sizes.items():
+            check_room(path, size, "make room")
+
+
+def _sizes(experiments: Sequence[Analysis], run: Run) -> Iterator[int]:
+    """What experiments, and those that they bring together, have yet to write beside records."""
+    for one in experiments:
+        if isinstance(one, Experiment):
+            yield one.size(run)
+            yield from _sizes(one.parts(), run)
 
 
 def train(experiment: Experiment, run: Run) -> None:
