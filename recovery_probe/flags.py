@@ -108,10 +108,20 @@ def spread(argv: Sequence[str], flag: str, others: Sequence[str]) -> list[str]:
 
 
 def parse(
-    command: type[C], settings: type, argv: Sequence[str], *, prog: str
+    command: type[C],
+    settings: type,
+    argv: Sequence[str],
+    *,
+    prog: str,
+    first: Sequence[str] | None = None,
 ) -> tuple[C, dict[str, Any]]:
     """The command that tyro reads from `argv`, and nested settings, each of which has a flag of its
-    own name; an `InputError` of one line where it cannot."""
+    own name; an `InputError` of one line where it cannot. `first`: the flags that `--help` tells
+    of, each in a few words, and `--help-all` of all; all when not said."""
+    if first is not None and {"-h", "--help"} & set(argv):
+        _print_brief(command, settings, first, prog)
+        raise SystemExit(0)
+    argv = ["--help" if word in ("--help-all", "--help_all") else word for word in argv]
     flat = tyro.conf.arg(name="")
     whole = make_dataclass(
         command.__name__,
@@ -151,6 +161,44 @@ def parse(
             raise InputError(f"unknown setting --{name}{mend}")
         raise InputError(f"unexpected argument {word!r}")
     return parsed.command, asdict(parsed.settings)
+
+
+def _print_brief(command: type, settings: type, first: Sequence[str], prog: str) -> None:
+    """The help of a few flags in one box."""
+    every = _arguments(command) | _arguments(settings)
+    shown = []
+    for i, name in enumerate(first):
+        hint, default, about = every[name]
+        words = re.split(r"[;.] ", about)[0]
+        arg = tyro.conf.arg(name=name, help=words)
+        shown.append((f"flag{i}", Annotated[hint, arg], field(default=default)))
+    brief = make_dataclass(command.__name__, shown)
+    brief.__doc__ = command.__doc__
+    prog = f"recovery-probe {prog}"
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            brief,
+            prog=prog,
+            args=["--help"],
+            use_underscores=True,
+            config=(tyro.conf.DisallowNone,),
+            registry=_registry(),
+        )
+    print(f"{len(every) - len(first)} more settings: {prog} --help-all")
+
+
+def _arguments(kind: type, before: str = "") -> dict[str, tuple[Any, Any, str]]:
+    """Flag -> its type, its default, what is said of it."""
+    found: dict[str, tuple[Any, Any, str]] = {}
+    hints, comments = plugins.hints(kind), plugins.comments(kind)
+    for f in fields(kind):
+        if isinstance(f.default_factory, type) and is_dataclass(f.default_factory):
+            found |= _arguments(f.default_factory, f"{before}{f.name}.")
+        else:
+            said = [getattr(m, "help", None) for m in getattr(hints[f.name], "__metadata__", ())]
+            about = next((text for text in said if text), comments.get(f.name, ""))
+            found[before + f.name] = (hints[f.name], f.default, about)
+    return found
 
 
 def _gathered(argv: Sequence[str], several: set[str]) -> list[str]:

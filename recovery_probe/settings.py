@@ -140,7 +140,7 @@ class Model:
 class Schedule(Chosen):
     """Which document each episode trains on."""
 
-    # cyclic: the same order every epoch; shuffled: a new order every epoch; or another installed
+    # cyclic (the same order every epoch), shuffled (a new one every epoch), another installed
     # schedule, or file.py:CLASS
     kind: str = "cyclic"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from recovery_probe_analyses.recovery import Recovery
 
 import recovery_probe as rp
 from recovery_probe import config, plugins
-from recovery_probe.cli import main
+from recovery_probe.cli import COMMANDS, main
 
 SMALL = [
     f"--{name}={value}"
@@ -151,7 +153,7 @@ def test_train_without_a_word_lists_the_presets(capsys: pytest.CaptureFixture[st
 
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["train", "quickstart", "--help"])
+        main(["train", "quickstart", "--help-all"])
     assert not stop.value.code
     out = capsys.readouterr().out
     every = {group: plugins.ours(group) for group in config.LISTS}
@@ -161,6 +163,27 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     plain = " ".join(out.replace("│", " ").split())
     assert "T, documents trained on; at least 2" in plain, "ranges"
     assert "{None}" not in plain
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_screen(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says how many more settings there are, with what each begins as."""
+    monkeypatch.setenv("COLUMNS", "80")
+    words = {"train": ["quickstart"], "experiment": ["clock_or_cue"]}.get(command, [])
+    with contextlib.suppress(SystemExit):
+        main([command, *words, "--help"])
+    out = capsys.readouterr().out
+    assert 3 < len(out.splitlines()) <= 40
+    assert "{None}" not in out
+    if command == "train":
+        assert "--optimizer.lr FLOAT" in out
+        assert "(default: 0.1)" in out
+        more = len(config.flat(rp.preset("quickstart")))
+        found = re.search(r"(\d+) more settings: recovery-probe train quickstart --help-all", out)
+        assert found
+        assert int(found[1]) > more - 16
 
 
 def test_the_readmes_command_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,7 +44,8 @@ def run(argv: Sequence[str]) -> None:
     known = {plugins.key_of(name): plugins.find("analyses", name) for name in names}
     tables = [table for key, kind in known.items() for table in flags.of_plugin(kind, key, {})]
     options = make_dataclass("Options", tables)
-    command, values = flags.parse(Analyze, options, argv, prog="analyze")
+    first = [f.name for f in fields(Analyze)]
+    command, values = flags.parse(Analyze, options, argv, prog="analyze", first=first)
     if command.list:
         _list()
         return

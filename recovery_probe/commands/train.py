@@ -18,12 +18,20 @@ from recovery_probe.settings import Seed, Settings
 if TYPE_CHECKING:
     from recovery_probe.record.run import Run
 
+# What people change first.
+FIRST = (
+    *("out", "control", "record", "resume", "epochs", "steps", "documents.source"),
+    *("documents.count", "documents.tokens", "model.source", "model.depth", "model.width"),
+    *("optimizer.name", "optimizer.lr", "schedule.kind"),
+)
+
 
 @dataclass(frozen=True)
 class Train:
     """Fine-tune a network on the same documents, over and over, and record what it forgets.
 
-    Starts from a preset or a TOML file; every setting can be changed by its dotted name:
+    Starts from a preset or a TOML file; every setting can be changed by its dotted name, and
+    --seed 3 draws documents, weights and order anew:
 
       python -m recovery_probe.train quickstart --out runs/long --epochs 12 --optimizer.lr 0.05
     """
@@ -97,7 +105,7 @@ def _trained(argv: Sequence[str]) -> Run:
     named = "PRESET" if argv[0].startswith("-") else argv[0]
     settings_flags = flags.of_settings(start or config.resolved(Settings()))
     argv = flags.spread(argv, "seed", [f"seed.{f.name}" for f in fields(Seed)])
-    command, values = flags.parse(Train, settings_flags, argv, prog=f"train {named}")
+    command, values = flags.parse(Train, settings_flags, argv, prog=f"train {named}", first=FIRST)
     if start is None:
         raise InputError(
             f"train needs a preset ({', '.join(config.presets())}) as its first word, or --config"
