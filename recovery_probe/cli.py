@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from recovery_probe.errors import Diverged, HookError, InputError
+from recovery_probe.saying import as_before
 from recovery_probe.spelling import nearest
 
 COMMANDS = ("train", "analyze", "sweep", "simulate", "calibrate", "replay", "experiment", "verify")
@@ -25,7 +26,7 @@ PATIENCE = 5  # seconds
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one sub-command and exit."""
     words = list(sys.argv[1:] if argv is None else argv)
-    with _stoppable() as stopped:
+    with as_before(), _stoppable() as stopped:
         try:
             if words[:1] in ([], ["-h"], ["--help"]):
                 names = ",".join(COMMANDS)

@@ -17,10 +17,15 @@ import tyro
 
 from recovery_probe import config, plugins
 from recovery_probe.errors import InputError
+from recovery_probe.saying import be_quiet
 from recovery_probe.settings import Settings
 from recovery_probe.spelling import nearest
 
 C = TypeVar("C")
+QUIET = Annotated[
+    tyro.conf.FlagCreatePairsOff[bool],
+    tyro.conf.arg(help="show no progress; say what is wrong, and what was found"),
+]
 
 
 def of_settings(settings: Settings) -> type:
@@ -132,6 +137,7 @@ def parse(
                 Annotated[settings, flat, tyro.conf.FlagConversionOff],
                 field(default_factory=settings),
             ),
+            ("quiet", QUIET, field(default=False)),
         ],
     )
     whole.__doc__ = command.__doc__
@@ -155,23 +161,26 @@ def parse(
     for word in unknown:
         if word.startswith("--"):
             name = word.removeprefix("--").partition("=")[0]
-            known = [*_names(command), *_names(settings)]
+            known = [*_names(command), *_names(settings), "quiet"]
             owners = config.owners(name.replace("-", "_"))
             mend = f"; it is a setting of {', '.join(owners)}" if owners else nearest(name, known)
             raise InputError(f"unknown setting --{name}{mend}")
         raise InputError(f"unexpected argument {word!r}")
+    if parsed.quiet:
+        be_quiet()
     return parsed.command, asdict(parsed.settings)
 
 
 def _print_brief(command: type, settings: type, first: Sequence[str], prog: str) -> None:
     """The help of a few flags in one box."""
     every = _arguments(command) | _arguments(settings)
-    shown = []
+    shown: list[tuple[str, Any, Any]] = []
     for i, name in enumerate(first):
         hint, default, about = every[name]
         words = re.split(r"[;.] ", about)[0]
         arg = tyro.conf.arg(name=name, help=words)
         shown.append((f"flag{i}", Annotated[hint, arg], field(default=default)))
+    shown.append(("quiet", QUIET, field(default=False)))
     brief = make_dataclass(command.__name__, shown)
     brief.__doc__ = command.__doc__
     prog = f"recovery-probe {prog}"

@@ -301,3 +301,22 @@ def test_what_is_not_there_is_said(pair: rp.Run, tmp_path: Path) -> None:
     assert "not defined" in said
     assert "compared as far as" in said
     AgeCurve().plot(early)
+
+
+def test_recovery_so_far_is_that_of_the_mean_of_latest_waits() -> None:
+    """In loops, of a schedule in which one document has no second wait, and one short ones."""
+    rng = np.random.default_rng(1)
+    schedule = np.array([0, 1, 2, 3, 2, 0, 1, 3, 2, 1, 0])
+    losses = rng.random((len(schedule) + 1, 4))
+    curves = []
+    for document in range(4):
+        turns = [e for e, d in enumerate(schedule) if d == document]
+        waits = [(a, b) for a, b in itertools.pairwise(turns) if b - a >= 4]
+        if waits:
+            begin = waits[-1][0]
+            curves.append([losses[begin + age, document] for age in (1, 2, 3, 4)])
+    assert len(curves) == 4
+    mean = [sum(column) / len(column) for column in zip(*curves, strict=True)]
+    expected = (max(mean) - mean[-1]) / (max(mean) - mean[0])
+    assert stats.recovery_so_far(losses, schedule) == pytest.approx(expected)
+    assert np.isnan(stats.recovery_so_far(losses[:5], schedule[:4])), "nothing has come back"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import tiny
 from recovery_probe_analyses.recovery import Recovery
@@ -348,3 +349,40 @@ def test_dotted_names_and_near_misses() -> None:
         rp.preset("quickstart", learning_rate=0.1)
     with pytest.raises(rp.InputError, match=r"did you mean 'optimizer\.lr'"):
         rp.preset("quickstart", **{"optimizer.learning_rate": 0.1})
+
+
+TINY = ["train", "quickstart", "--control", "none", "--no-record", "document_gradients", *SMALL]
+
+
+def test_quiet_says_what_was_found_and_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*TINY, "--out", str(tmp_path / "run"), "--quiet"])
+    said = capsys.readouterr()
+    assert not said.err
+    assert said.out.splitlines()[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
+    with pytest.raises(SystemExit):
+        main([*TINY, "--out", str(tmp_path / "run"), "--quiet"])
+    assert capsys.readouterr().err.startswith("error: ")
+    main(["replay", str(tmp_path / "run"), "--record", "readout"])
+    assert "trained again" in capsys.readouterr().err, "the next command says what it does"
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
+    """Documents, loss, recovery and the time left, in one line that is drawn again."""
+    run = f"from recovery_probe.cli import main; main({[*TINY, '--out', str(tmp_path / 'run')]!r})"
+    code = f"import pty; pty.spawn([{sys.executable!r}, '-c', {run!r}])"
+    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", done.stdout)
+    last = [line for line in re.split(r"[\r\n]+", shown) if "12/12" in line][-1]
+    found = re.search(
+        r"12/12\s+documents\s+loss (\d\.\d{3}), recovery (none yet|\S+)\s+0:00:\d\d", last
+    )
+    assert found, shown
+    run_ = rp.open_run(tmp_path / "run")
+    assert found[1] == f"{run_.losses.values[12, :4].mean():.3f}"
+    assert found[2] == (f"{run_.recovery:.2f}" if np.isfinite(run_.recovery) else "none yet")
+    assert (tmp_path / "run" / "report.html").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from annotated_types import Ge
 from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import document_pairs, estimate, groups, plots, words
 from recovery_probe.analyze.needs import RUN, checkpoints, once_an_epoch
+from recovery_probe.saying import along, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,16 +182,13 @@ def _clause(part: xr.Dataset) -> str:
 
 def _products(runs: Sequence[Run], times: Sequence[int], signs: int) -> stats.Floats:
     """(2, run, time, T + H, T + H): of mean logits, K, and of losses."""
-    from tqdm import tqdm
-
     from recovery_probe.machine import threads
 
     places = [(run, time) for run in runs for time in times]
     found: list[stats.Floats] = []
-    with tqdm(places, desc="kernel by lag", disable=None) as bar:
-        for left, (run, time) in zip(range(len(places), 0, -1), bar, strict=False):
-            with threads(run.config.threads):
-                found.append(inner_products(run, time, signs, 0 if found else left))
+    for run, time in along(places, "kernel by lag", len(places), "checkpoints"):
+        with threads(run.config.threads):
+            found.append(inner_products(run, time, signs, 0 if found else len(places)))
     stacked = np.stack(found, axis=1)
     return stacked.reshape(2, len(runs), len(times), *stacked.shape[2:])
 
@@ -219,7 +216,7 @@ def inner_products(run: Run, episodes_done: int, signs: int, tell: int = 0) -> s
             kernel += products(of=partial(mean_logits, training, u)).sum(dim=0)
             if tell and not n:
                 seconds = (clock(device) - started) * (signs + 1) * tell
-                print(f"{run.path}: its kernel takes about {seconds:.0f} s", file=sys.stderr)
+                say(f"{run.path}: its kernel takes about {seconds:.0f} s")
     return torch.stack([kernel / signs, of_losses]).cpu().numpy()
 
 

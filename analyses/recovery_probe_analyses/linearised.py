@@ -15,6 +15,7 @@ from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import estimate, groups, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.needs import RUN, checkpoints, once_an_epoch
+from recovery_probe.saying import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,10 +204,9 @@ def linearised(run: Run, episodes_done: int, episodes: int) -> tuple[stats.Float
             started = clock(model.device)
             Compared(run).commit(episodes_done, training.evaluate())
             each += clock(model.device) - started
-        print(
+        say(
             f"{run.path}: the network, linearised after {episodes_done} episodes, is trained for "
-            f"{episodes}: about {each * episodes:.0f} s",
-            file=sys.stderr,
+            f"{episodes}: about {each * episodes:.0f} s"
         )
         stop = episodes_done + episodes
         try:

@@ -17,6 +17,7 @@ from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.experiments import NEEDS, Experiment
 from recovery_probe.experiments.rules import CLAIMS, RULES, Word, together
+from recovery_probe.saying import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -162,7 +163,7 @@ class Mechanism(Experiment):
         for part in self.parts():
             if stored(run, part) is not None:
                 continue
-            print(f"mechanism: {part.name} of {run.path}", file=sys.stderr)
+            say(f"mechanism: {part.name} of {run.path}")
             try:
                 if isinstance(part, Experiment):
                     conduct([part], run, controls)

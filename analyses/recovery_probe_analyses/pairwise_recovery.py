@@ -13,6 +13,7 @@ from recovery_probe import Analysis, Missing, stats
 from recovery_probe.analyze import document_pairs, estimate, groups, plots, words
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.needs import RUN, checkpoints, once_an_epoch
+from recovery_probe.saying import along
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,8 +159,6 @@ def _clause(part: xr.Dataset) -> str:
 def drops(run: Run, episodes_done: int) -> stats.Floats:
     """(T, T + H): drop of the loss of each document, nats, after M updates on each of the first T,
     always from the checkpoint after `episodes_done` episodes."""
-    from tqdm import tqdm
-
     from recovery_probe.machine import reproducible
     from recovery_probe.training import Training
 
@@ -167,9 +166,8 @@ def drops(run: Run, episodes_done: int) -> stats.Floats:
     start, rows, last = training.state(), [], training.timeline.episodes - 1
     with reproducible(training.model.device):
         before = training.evaluate()
-        for document in tqdm(
-            range(training.timeline.documents), desc="pairwise recovery", disable=None
-        ):
+        T = training.timeline.documents
+        for document in along(range(T), "pairwise recovery", T, "documents"):
             training.fresh_optimizer()
             purpose = f"dropout of document {document}"
             for step in training.steps_on(document, purpose, min(episodes_done, last)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +21,7 @@ from recovery_probe.errors import InputError, Missing
 from recovery_probe.experiments import NEEDS, Experiment, scores
 from recovery_probe.plugins import key_of
 from recovery_probe.record import store
+from recovery_probe.saying import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,10 +186,7 @@ class RemoveSubspace(Experiment):
 
         T, ranks = run.config.documents.count, sorted(set(self.ranks))
         time, documents = self.source(run)
-        print(
-            f"{run.path}: the updates of {T} episodes, and {len(documents)} gradients after {time}",
-            file=sys.stderr,
-        )
+        say(f"{run.path}: the updates of {T} episodes, and {len(documents)} gradients after {time}")
         updates = vectors.updates(self._arm(run, SAME), T)
         gradients = vectors.gradients(run, time, documents, [*updates])
         try:

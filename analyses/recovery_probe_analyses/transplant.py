@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ from recovery_probe.analyze import ages, estimate, groups, plots
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.modules import parameter_blocks, parameter_kinds
 from recovery_probe.analyze.needs import RUN, checkpoints, epochs, once_an_epoch
+from recovery_probe.saying import bar, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -322,8 +322,6 @@ def transplanted(
 ) -> dict[int, dict[str, dict[str, dict[str, float]]]]:
     """Document -> among -> what is put in -> number -> nats (`recovery_probe.exchange`). The run is
     trained again once, from a checkpoint before the first of the moments that are asked for."""
-    from tqdm import tqdm
-
     from recovery_probe import exchange
     from recovery_probe.machine import size_of, threads
     from recovery_probe.train import replay
@@ -339,14 +337,13 @@ def transplanted(
         seconds = exchange.seconds_of_a_pass(training) * passes * len(cases)
         at_once = max(sum(a <= row <= b for a, b in cases.values()) for row in rows)
         copies = sum(p.nbytes for p in parameters.values()) * (at_once + 3)
-        print(
+        say(
             f"{run.path}: weights of {len(cases)} documents are exchanged, {passes} passes of one "
-            f"document each: about {seconds:.0f} s more; copies of the weights: {size_of(copies)}",
-            file=sys.stderr,
+            f"document each: about {seconds:.0f} s more; copies of the weights: {size_of(copies)}"
         )
         waiting: dict[int, Any] = {}
         found = {}
-        with tqdm(total=passes * len(cases), desc="transplant", unit="pass", disable=None) as bar:
+        with bar("transplant", passes * len(cases), "passes") as step:
 
             def visit(row: int) -> None:
                 for document, (peak, arrival) in cases.items():
@@ -356,10 +353,10 @@ def transplanted(
                     if row == arrival:
                         rng = run.rng(f"transplant, document {document}")
                         before = waiting.pop(document)
-                        with exchange.Exchange(training, document, before, rng, bar.update) as both:
+                        with exchange.Exchange(training, document, before, rng, step) as both:
                             found[document] = both.everything(partitions, gains, permutations)
                             found[document]["all"]["all"]["bump"] = both.bump
 
             agreed = replay.visited(run, training, rows, visit)
-    print(f"{run.path}: {agreed}", file=sys.stderr)
+    say(f"{run.path}: {agreed}")
     return found

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from recovery_probe import plugins, stats
 from recovery_probe.analyze import plots
@@ -20,6 +19,7 @@ from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.salient import salient
 from recovery_probe.errors import HookError, InputError, Missing
 from recovery_probe.record.store import write_json
+from recovery_probe.saying import along
 from recovery_probe.schedules import document_of_episode
 from recovery_probe.schedules.shuffled import Shuffled
 from recovery_probe.seeds import generator
@@ -180,7 +180,7 @@ def _of_truth(
     """The rows of one truth."""
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     todo = list(analyses)
-    for seed in tqdm(range(draws), truth.name, disable=None, leave=False):
+    for seed in along(range(draws), truth.name, draws, "draws"):
         with tempfile.TemporaryDirectory() as scratch:
             simulation = truth.kind(**asdict(shape), seed=seed, **truth.settings)
             run = simulate(simulation, Path(scratch) / "run")

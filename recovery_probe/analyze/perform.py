@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import xarray as xr
-from tqdm import tqdm
 
 from recovery_probe import plugins
 from recovery_probe.analyze import baseline, multiplicity, plots, primary, report, twins
@@ -24,6 +23,7 @@ from recovery_probe.analyze.groups import match, same_weights
 from recovery_probe.errors import HookError, InputError, Missing
 from recovery_probe.record.run import Run
 from recovery_probe.record.store import write_json, write_text, write_zarr
+from recovery_probe.saying import along, bar, on_terminal, say
 
 LONG = 10  # seconds of an analysis, after which a plain line says that it is done
 
@@ -90,21 +90,22 @@ def analyze(
     summaries = {name: old[name] for name in about}
     not_done = old.get("not_done", {}) | not_done
     datasets = {}
-    bar = tqdm(chosen, unit="analysis", leave=False, disable=None)
-    for analysis in bar:
-        bar.set_description(f"analysing: {analysis.name}")
-        started = time.monotonic()
-        not_done.pop(analysis.name, None)
-        with _failures(analysis.name, not_done, bool(analyses)):
-            datasets[analysis] = _of_seeds(analysis, groups) if analysis.needs else analysis()
-        seconds = time.monotonic() - started
-        if seconds > LONG and not sys.stderr.isatty():
-            print(f"analysed {analysis.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    with bar("analysing", len(chosen), "analyses") as step:
+        for analysis in chosen:
+            step(0, label=f"analysing: {analysis.name}")
+            started = time.monotonic()
+            not_done.pop(analysis.name, None)
+            with _failures(analysis.name, not_done, bool(analyses)):
+                datasets[analysis] = _of_seeds(analysis, groups) if analysis.needs else analysis()
+            step()
+            seconds = time.monotonic() - started
+            if seconds > LONG and not on_terminal():
+                say(f"analysed {analysis.name}: {seconds:.0f} s")
     multiplicity.correct(datasets)
     kept = {name: old[name] for name in KEPT if name in old}
     if runs:
         kept |= _beside(groups, datasets, folder, kept)
-    for analysis, dataset in tqdm(datasets.items(), "drawing", leave=False, disable=None):
+    for analysis, dataset in along(datasets.items(), "drawing", len(datasets), "figures"):
         with _failures(analysis.name, not_done, bool(analyses)):
             summaries[analysis.name], about[analysis.name] = _write(analysis, dataset, folder)
     about = {name: facts for name, facts in about.items() if name not in not_done}

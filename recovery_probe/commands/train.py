@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # What people change first.
 FIRST = (
     *("out", "control", "record", "resume", "epochs", "steps", "documents.source"),
-    *("documents.count", "documents.tokens", "model.source", "model.depth", "model.width"),
+    *("documents.count", "documents.tokens", "model.source", "model.depth"),
     *("optimizer.name", "optimizer.lr", "schedule.kind"),
 )
 
@@ -30,8 +30,7 @@ FIRST = (
 class Train:
     """Fine-tune a network on the same documents, over and over, and record what it forgets.
 
-    Starts from a preset or a TOML file; every setting can be changed by its dotted name, and
-    --seed 3 draws documents, weights and order anew:
+    Starts from a preset or a TOML file; every setting has a dotted name; --seed sets all seeds:
 
       python -m recovery_probe.train quickstart --out runs/long --epochs 12 --optimizer.lr 0.05
     """

@@ -13,6 +13,7 @@ from recovery_probe.errors import InputError
 from recovery_probe.experiments import Experiment, complete
 from recovery_probe.machine import size_of
 from recovery_probe.record.run import Run, open_run
+from recovery_probe.saying import say
 from recovery_probe.schedules import planned
 from recovery_probe.train.announce import check_room
 from recovery_probe.train.plan import Point
@@ -78,10 +79,9 @@ def tell(experiments: Sequence[Experiment], groups: Sequence[tuple[Run, Sequence
         time = f"{total / 60:.0f} min" if total > 90 else f"{total:.0f} s"
         sizes = {run.path: sum(map(int, _sizes(experiments, run))) for run in each}
         room = f", at most {size_of(sum(sizes.values()))} on disk" if any(sizes.values()) else ""
-        print(
+        say(
             f"{len(points)} runs to train from checkpoints, {episodes} episodes; about {time} in "
-            f"all{room}",
-            file=sys.stderr,
+            f"all{room}"
         )
         for path, size in sizes.items():
             check_room(path, size, "make room")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from annotated_types import Ge
 
 from recovery_probe.errors import InputError
 from recovery_probe.interventions import Intervention, Step
+from recovery_probe.saying import say
 from recovery_probe.spelling import nearest
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Freeze(Intervention):
             raise InputError("freeze: every parameter is held fixed, and none left to train")
         fixed, total = (sum(p.numel() for p in ps.values()) for ps in (self.frozen, parameters))
         with_it = ", the tied unembedding among them" * (tied and "embed.weight" in self.frozen)
-        print(f"freeze: {fixed} of {total} weights held fixed{with_it}", file=sys.stderr)
+        say(f"freeze: {fixed} of {total} weights held fixed{with_it}")
 
     def gradients(self, step: Step) -> None:
         for parameter in self.frozen.values():

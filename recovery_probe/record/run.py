@@ -343,7 +343,7 @@ class Run:
 
     @property
     def recovery(self) -> float:
-        """Recovery so far: median over the documents of each one's latest score; NaN before any."""
+        """Recovery so far, of the mean loss by age in the latest waits; NaN before any."""
         return stats.recovery_so_far(self.losses.values, self.schedule.values)
 
     def plot(self) -> Figure:

@@ -3,7 +3,6 @@ feels it."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from annotated_types import Ge
 from recovery_probe.errors import InputError
 from recovery_probe.record.layout import EPISODE, Array
 from recovery_probe.recorders import Episode, Layout, Recorder, Rows, Step
+from recovery_probe.saying import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,10 +68,9 @@ class StateReturn(Recorder):
         times = timeline.due(self.every, EPISODE)
         self.due = {int(done) for done in times if done > self.begin}
         own = sum(p.numel() * p.element_size() for p in training.model.parameters.values())
-        print(
+        say(
             f"state_return keeps the weights of {number} documents: {size_of(number * own)} of "
-            f"memory on {training.model.device}; state_return.documents asks for fewer",
-            file=sys.stderr,
+            f"memory on {training.model.device}; state_return.documents asks for fewer"
         )
         count = len(training.documents)
         each = ("document",), (count,)

@@ -83,6 +83,20 @@ def own_tops(curves: Floats) -> tuple[Floats, Floats]:
     return top - curves[:, -1], top - curves[:, 0]
 
 
+def recovery_so_far(losses: Floats, schedule: Schedule) -> float:
+    """The share of what was forgotten that has come back at age T, of the mean by age of each
+    document's latest wait of T episodes or more; NaN before any, and where less than
+    `MIN_FORGETTING` nats were forgotten."""
+    curves, _ = by_age(losses, schedule, losses.shape[1])
+    whole = np.asarray(np.isfinite(curves).all(axis=2))  # (waits, T)
+    if not whole.any():
+        return np.nan
+    last = len(whole) - 1 - whole[::-1].argmax(axis=0)
+    known = np.flatnonzero(whole.any(axis=0))
+    fall, rise = own_tops(curves[last[known], known].mean(axis=0, keepdims=True))
+    return float(fall[0] / rise[0]) if rise[0] >= MIN_FORGETTING else np.nan
+
+
 def cross_fitted(curves: Floats, drawn: Ints) -> Floats:
     """(resamples,): the score of (documents, ages) curves, the (resamples, k) `drawn` ones: sums
     before the ratio, each document read at the age at which the mean of the others has its top: a

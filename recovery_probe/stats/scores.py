@@ -105,14 +105,6 @@ def _score(between: Floats, min_forgetting: float) -> tuple[float, int]:
     return float((top - before) / (top - after)), COUNTED
 
 
-def recovery_so_far(losses: Floats, schedule: Schedule) -> float:
-    """Median over documents of each one's latest recovery score; NaN when there is none. Not the
-    mean: a document that forgot next to nothing has a score of any size."""
-    scores, _ = recovery_per_document(losses, schedule)
-    latest = np.concatenate([column[np.isfinite(column)][-1:] for column in scores.T])
-    return float(np.median(latest)) if len(latest) else np.nan
-
-
 def shift_aligned(losses: Floats, schedule: Schedule) -> Floats:
     """Each document's curve of a periodic run, moved so that row 0 is right before its first
     episode: ((E-1)·T + 2, T), the rows for which every document has a value (paper, A.4)."""

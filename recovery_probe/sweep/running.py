@@ -25,6 +25,7 @@ from recovery_probe.record.folder import as_path, is_run
 from recovery_probe.record.lock import Lock
 from recovery_probe.record.run import open_run
 from recovery_probe.record.writer import bring_back
+from recovery_probe.saying import say
 from recovery_probe.sweep import expect, job
 from recovery_probe.sweep.engines import Engine, in_process
 from recovery_probe.sweep.spec import Job, Sweep, planned
@@ -103,7 +104,7 @@ def tell_beforehand(
             f"; {len(todo)} to train: about {in_words(seconds)} one after the other, "
             f"{size_of(int(size))} (from an episode of the smallest and of the largest)"
         )
-    print(said, file=sys.stderr, flush=True)
+    say(said)
     if estimate:
         check_room(out, int(size), "make room, or choose another --out")
 
@@ -178,7 +179,7 @@ class State:
         if left:
             each = (time.monotonic() - self.began) / self.ended
             text += f"; {in_words(each * len(left))} left"
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def write(self) -> None:
         """The table of run directories."""

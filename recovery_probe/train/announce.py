@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 from recovery_probe.errors import InputError
 from recovery_probe.machine import size_of
 from recovery_probe.record.layout import EPISODE, STEP
 from recovery_probe.recorders.recording import Recording, clock
+from recovery_probe.saying import say
 from recovery_probe.training import Training
 
 
@@ -32,7 +32,7 @@ def announce(recording: Recording, training: Training, path: Path, force: bool) 
             share = f", about {seconds / step:.0%} of a step"
         elif each == EPISODE and seconds > step:
             share = f", about {seconds:.1f} s at each of {calls} episodes"
-        print(f"record {recorder}: {size / 1e6:.1f} MB{share} ({shapes})", file=sys.stderr)
+        say(f"record {recorder}: {size / 1e6:.1f} MB{share} ({shapes})")
         total += size
     if not force:
         check_room(path, total, "record less (--no-record checkpoints), or add --force")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from recovery_probe.record.writer import Writer, bring_back, check_vacant
 from recovery_probe.recorders import Recorder
 from recovery_probe.recorders import recording as recorders
 from recovery_probe.recorders.recording import Recording
+from recovery_probe.saying import say
 from recovery_probe.settings import Settings
 from recovery_probe.train.announce import announce
 from recovery_probe.train.given import as_interventions, as_recorder
@@ -197,7 +197,7 @@ def _fit(
     settings, documents = training.settings, training.documents
     if copies := documents.left_out["duplicates"] + documents.left_out["near_duplicates"]:
         what = "copies" if copies > 1 else "copy"
-        print(f"documents: {copies} {what} or near {what} of others left out", file=sys.stderr)
+        say(f"documents: {copies} {what} or near {what} of others left out")
     facts |= {
         "device": device_name(training.model.device),
         "threads": torch.get_num_threads(),
@@ -262,10 +262,9 @@ def go_on(run: Run, settings: Settings, given: list[Intervention], extra: list[R
             recording = Recording([*recorders.find(settings), *extra], training, interventions)
             writer.go_on(training.done, device=device_name(training.model.device))
             again = run.episodes_done - training.done
-            print(
+            say(
                 f"{run.path}: goes on after {training.done} of {training.timeline.episodes} "
-                "episodes" + (f"; {again} recorded ones are trained again" if again else ""),
-                file=sys.stderr,
+                "episodes" + (f"; {again} recorded ones are trained again" if again else "")
             )
             advance(training, interventions, recording, writer)
 
@@ -291,7 +290,7 @@ def lengthen(
             recording.lay_out(writer)
             writer.take_over(run)
             writer.put_in_place(overwrite=True)
-    print(f"{run.path}: {now} episodes instead of {before}", file=sys.stderr)
+    say(f"{run.path}: {now} episodes instead of {before}")
 
 
 def advance(

@@ -21,6 +21,7 @@ from recovery_probe.record.verify import COPY, Flaw, verify
 from recovery_probe.recorders import Episode, Recorder
 from recovery_probe.recorders import recording as recorders
 from recovery_probe.recorders.checkpoints import Checkpoints
+from recovery_probe.saying import say
 from recovery_probe.train.replay import Compared, again, replay, taken_up
 
 
@@ -83,7 +84,7 @@ def _mend_losses(run: Run, rows: set[int]) -> None:
             for chunk in damaged[name]:  # which could not be read to be written over in part
                 chunk.unlink(missing_ok=True)
             array[...] = readable[name]
-    print(f"{run.path}: {len(rows)} rows of losses; {taken.said()}", file=sys.stderr)
+    say(f"{run.path}: {len(rows)} rows of losses; {taken.said()}")
 
 
 def _readable(array: Any) -> tuple[Any, list[Path]]:
@@ -121,7 +122,7 @@ def _mend_checkpoints(run: Run, done: set[int]) -> None:
         compared = Compared(run)
         again(training, (), own, compared, max(done))
     names = ", ".join(map(str, sorted(done)))
-    print(f"{run.path}: checkpoints after {names}; {compared.said()}", file=sys.stderr)
+    say(f"{run.path}: checkpoints after {names}; {compared.said()}")
 
 
 def _mend_groups(run: Run, groups: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -26,6 +25,7 @@ from recovery_probe.record.sink import Sink, Unwritten
 from recovery_probe.record.versions import changed, machine
 from recovery_probe.recorders import Recorder
 from recovery_probe.recorders.recording import Recording
+from recovery_probe.saying import say
 from recovery_probe.train.given import as_interventions, as_recorder
 from recovery_probe.train.loop import train
 from recovery_probe.train.progress import Progress
@@ -99,7 +99,7 @@ def training_at(
         if training.done < episodes_done:
             compared = Compared(run)
             again(training, interventions, (), compared, episodes_done)
-            print(f"{run.path}: {compared.said()}", file=sys.stderr)
+            say(f"{run.path}: {compared.said()}")
     return training
 
 
@@ -155,11 +155,10 @@ def taken_up(run: Run, start: int, stop: int, device: str | None = None) -> Trai
     training = Training.again(run, device) if done is None else Training.at(run, done, device)
     if count := stop - training.done:
         each = run.provenance.get("seconds", 0) / max(1, run.episodes_done)
-        print(
+        say(
             f"{run.path}: {count} episodes are trained again, from "
             + (f"the checkpoint after {done}" if done is not None else "the start")
-            + f": about {each * count:.0f} s as the run took",
-            file=sys.stderr,
+            + f": about {each * count:.0f} s as the run took"
         )
     return training
 
@@ -294,7 +293,7 @@ class Addition(Compared):
         store.consolidate(record)
         if (self.run.path / checksums.FILE).exists():
             checksums.write(self.run.path)
-        print(f"{self.run.path}: {', '.join(self.groups)} added; {self.said()}", file=sys.stderr)
+        say(f"{self.run.path}: {', '.join(self.groups)} added; {self.said()}")
 
 
 def _recorder(each: str | Recorder | type[Recorder]) -> Recorder:
