@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from recovery_probe import config, plugins, stats
 from recovery_probe.errors import Damaged, InputError, Missing, NotRecorded
 from recovery_probe.record import checkpoint, labels, lock, mends, shown, store
+from recovery_probe.record.export import Exported
 from recovery_probe.record.folder import as_path, checkpoint_folder, checkpoints, is_run
 from recovery_probe.record.layout import EPISODE, STEP, TRAINING, Timeline, check_format
 from recovery_probe.record.trajectory import trajectory
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from recovery_probe.models import Model
 
 
-class Run:
+class Run(Exported):
     """One training run, finished or not, read from its directory as it was when opened.
 
     `losses` (episodes_done, document), in nats per token: row k is after k episodes, row 0

@@ -28,6 +28,8 @@ from recovery_probe.record.versions import changed, machine
 from recovery_probe.settings import Settings
 
 BEFORE = "-before"  # ends the name of a run that is being replaced
+# Begin the names of what is of a run as it was, and made again.
+OF_THE_OLD = ("analyses", "report.", "checksums.json", "lock", ".replay-")
 
 
 def _begins(path: Path) -> str:
@@ -168,7 +170,8 @@ class Writer:
 
     def take_over(self, run: Run) -> None:
         """What a run has, of which this one is a longer schedule: rows, documents as recorded,
-        checkpoints, and groups that no recorder of this one writes."""
+        checkpoints, groups that no recorder of this one writes, and whatever else lies in its
+        folder, but what was found of it as it was."""
         training = zarr.open_group(run.path / "record.zarr" / TRAINING, mode="r")
         for name, array in training.arrays():
             ours, rows = self._array(f"{TRAINING}/{name}"), run.rows
@@ -185,6 +188,11 @@ class Writer:
         for done in run.checkpoints:
             folder = checkpoint_folder(run.path, done)
             shutil.copytree(folder, checkpoint_folder(self.aside, done))
+        for other in run.path.iterdir():
+            place = self.aside / other.name
+            if place.exists() or other.name.startswith(OF_THE_OLD):
+                continue
+            (shutil.copytree if other.is_dir() else shutil.copy2)(other, place)
         self._count(run.rows)
 
     def _take_rows(self, run: Run, recorder: str) -> None:
