@@ -179,7 +179,10 @@ def _print_brief(command: type, settings: type, first: Sequence[str], prog: str)
         hint, default, about = every[name]
         words = re.split(r"[;.] ", about)[0]
         arg = tyro.conf.arg(name=name, help=words)
-        shown.append((f"flag{i}", Annotated[hint, arg], field(default=default)))
+        kind: Any = Annotated[hint, arg]
+        if "." in name:
+            kind = Annotated[kind, tyro.conf.FlagConversionOff]
+        shown.append((f"flag{i}", kind, field(default=default)))
     shown.append(("quiet", QUIET, field(default=False)))
     brief = make_dataclass(command.__name__, shown)
     brief.__doc__ = command.__doc__

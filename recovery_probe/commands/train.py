@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -102,9 +102,11 @@ def _trained(argv: Sequence[str]) -> Run:
     """The run that a command line asks for."""
     start = _start(argv)
     named = "PRESET" if argv[0].startswith("-") else argv[0]
-    settings_flags = flags.of_settings(start or config.resolved(Settings()))
+    settings_flags = flags.of_settings(started := start or config.resolved(Settings()))
     argv = flags.spread(argv, "seed", [f"seed.{f.name}" for f in fields(Seed)])
-    command, values = flags.parse(Train, settings_flags, argv, prog=f"train {named}", first=FIRST)
+    command, values = flags.parse(
+        Train, settings_flags, argv, prog=f"train {named}", first=[*FIRST, *_named(argv, started)]
+    )
     if start is None:
         raise InputError(
             f"train needs a preset ({', '.join(config.presets())}) as its first word, or --config"
@@ -153,6 +155,19 @@ def _start(argv: Sequence[str]) -> Settings | None:
         listed = flags.given(argv, group) or getattr(start, group)
         changes[group] = list(dict.fromkeys([*listed, *flags.given(argv, adding)]))
     return config.changed(start, **changes)
+
+
+def _named(argv: Sequence[str], settings: Settings) -> Iterator[str]:
+    """The settings of plug-ins that the words name."""
+    for group, flag in (("recorders", "record"), ("interventions", "intervene")):
+        for spec in dict.fromkeys(flags.given(argv, flag)):
+            for f in plugins.own_fields(plugins.find(group, spec)):
+                yield f"{plugins.key_of(spec)}.{f.name}"
+    for part, (_, selector) in config.CHOICES.items():
+        if flags.given(argv, f"{part}.{selector}"):
+            for f in plugins.own_fields(config.chosen(settings, part)[0]):
+                if (name := f"{part}.{f.name}") not in FIRST:
+                    yield name
 
 
 def _check_on(argv: Sequence[str], settings: Settings) -> None:
