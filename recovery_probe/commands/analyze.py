@@ -44,7 +44,9 @@ def run(argv: Sequence[str]) -> None:
     known = {plugins.key_of(name): plugins.find("analyses", name) for name in names}
     tables = [table for key, kind in known.items() for table in flags.of_plugin(kind, key, {})]
     options = make_dataclass("Options", tables)
+    named = dict.fromkeys(map(plugins.key_of, flags.given(argv, "analysis")))
     first = [f.name for f in fields(Analyze)]
+    first += [f"{key}.{f.name}" for key in named for f in plugins.own_fields(known[key])]
     command, values = flags.parse(Analyze, options, argv, prog="analyze", first=first)
     if command.list:
         _list()
