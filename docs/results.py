@@ -1,22 +1,30 @@
-"""Copy what sweeps found into the repository, and say how it came about.
+"""Copy what sweeps and experiments found into the repository, and say how it came about.
 
     python docs/results.py runs/sweeps --out docs/results
+    python docs/results.py --why runs/why/all
 
 `runs/sweeps/NAME` as `python -m recovery_probe.sweep NAME --out runs/sweeps/NAME` leaves it: its
 table, its figures, its verdicts, and where its runs were trained. What the page says of sweeps that
-are not there stays.
+are not there stays. `--why`: what `python -m recovery_probe.experiment mechanism RUNS --out DIR`
+left, as a page of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
+from recovery_probe_analyses.mechanism import decisions
 
+from recovery_probe.analyze import estimate
+from recovery_probe.experiments.rules import CLAIMS, RULES, together
 from recovery_probe.record.folder import is_run
 from recovery_probe.record.run import Run, open_run
 from recovery_probe.sweep import spec as specs
@@ -30,6 +38,21 @@ compared and heights cannot. What each says of its direction is Page's trend tes
 
 This page is written by `python docs/results.py runs/sweeps`.
 """
+
+WHY = """# Why: which explanations the evidence supports
+
+```sh
+python -m recovery_probe.experiment mechanism {paths} --out {place}
+```
+
+{count} seeds of the quickstart, each with its shuffled control; trained on {trained}. Intervals are
+95% t intervals over seeds. What would support each explanation, and what would contradict it, was
+written down before any was looked at (`recovery_probe/experiments/rules.py`). This page is written
+by `python docs/results.py --why {place}`."""
+PARTS = (
+    *("age_curve", "linearised", "kernel_by_lag", "clock_or_cue", "allocation", "transplant"),
+    *("remove_subspace", "readout", "state_return", "optimizer_memory"),
+)
 
 
 def sections(page: str) -> dict[str, str]:
@@ -55,6 +78,47 @@ def section(place: Path, out: Path) -> str:
         lines += [f"![{place.name}, {axis.name}]({place.name}/{axis.name}.svg)", ""]
     lines += [f"- {text}" for text in found.attrs["verdicts"]]
     return "\n".join([*lines, "", f"[Numbers]({place.name}/sweep.csv)", ""])
+
+
+def explanations(place: Path, out: Path) -> None:
+    """The page of explanations, with the figure and the verdict of each of its parts."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = xr.open_zarr(place / "analyses" / "mechanism.zarr", consolidated=None).load()
+    summary = json.loads((place / "analyses" / "summary.json").read_text("utf-8"))
+    runs, words = [open_run(path) for path in summary["runs"]], decisions(found)
+    parts = [name for name in ("mechanism", *PARTS) if name in summary["analyses"]]
+    for name in parts:
+        shutil.copy(place / "analyses" / f"{name}.svg", out / f"{name}.svg")
+    rows = [["", "measure", "measured by", "value", "low", "high", "placebo or control", "says"]]
+    for i, (rule, word) in enumerate(zip(RULES, words, strict=True)):
+        one = estimate.get(found, "measured", prediction=i)
+        numbers = (one.value, one.low, one.high, float(found.beside[i]))
+        shown = ["" if np.isnan(number) else f"{number:.2f}" for number in numbers]
+        rows.append([rule.hypothesis, rule.measure, rule.part, *shown, word])
+    with (out / "mechanism.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    rows.insert(1, ["---"] * len(rows[0]))
+    claims = []
+    for name, claim in CLAIMS.items():
+        own = [word for rule, word in zip(RULES, words, strict=True) if rule.hypothesis == name]
+        claims.append(f"- {name}, {claim}: **{together(own)}**")
+    lines = [
+        WHY.format(
+            paths=" ".join(str(run.path.parent) for run in runs),
+            place=place,
+            count=len(runs),
+            trained="; ".join(sorted({_machine(run) for run in runs})),
+        ),
+        "![Each prediction, what was measured, and what it says](mechanism.svg)",
+        "\n".join(claims),
+        "\n".join(f"| {' | '.join(row)} |" for row in rows),
+        "[Numbers](mechanism.csv)",
+    ]
+    for name in parts[1:]:
+        about = summary["analyses"][name]
+        lines += [f"## {about['question']}", f"![{name}]({name}.svg)", summary[name]["verdict"]]
+        lines += [f"*Null:* {about['null']}", f"*Blind spot:* {about['blind_spot']}"]
+    (out / "README.md").write_text("\n\n".join(lines) + "\n", "utf-8")
 
 
 def trained(place: Path) -> list[str]:
@@ -83,11 +147,14 @@ def _machine(run: Run) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("sweeps", type=Path)
+    parser.add_argument("sweeps", type=Path, nargs="?")
+    parser.add_argument("--why", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     chosen = parser.parse_args()
+    if chosen.why:
+        explanations(chosen.why, chosen.out / "why")
     page = chosen.out / "README.md"
     texts = sections(page.read_text("utf-8")) if page.exists() else {}
-    for place in (p.parent for p in chosen.sweeps.glob("*/sweep.zarr")):
+    for place in (p.parent for p in chosen.sweeps.glob("*/sweep.zarr")) if chosen.sweeps else ():
         texts[place.name] = section(place, chosen.out)
     page.write_text("\n".join([HEAD, *(texts[name] for name in sorted(texts))]), "utf-8")
