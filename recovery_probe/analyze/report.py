@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from recovery_probe import config
-from recovery_probe.analyze import ages, calibration, estimate, picture, plots
+from recovery_probe.analyze import ages, calibration, estimate, explorer, picture, plots
 from recovery_probe.errors import Missing
 from recovery_probe.record.run import Run
 
@@ -94,6 +94,7 @@ def _render(
         near_twin=summary.get("near_twin", []),
         least_squares=_with_figure(summary.get("least_squares"), "least_squares", figure),
         calibration=_with_figure(_calibration(groups, folder), "calibration", figure),
+        explorer=explorer.explorer(groups) if runs and template.endswith("html.jinja") else None,
         runs=runs,
         controls=[c for _, own in groups for c in own],
         twins=[twin for run in runs for twin in run.twins],
