@@ -40,7 +40,9 @@
 
   view.addEventListener("click", (event, item) => {
     const chosen = item?.datum?.document;
-    if (chosen !== undefined) view.signal("document", chosen).runAsync();
+    if (chosen === undefined) return;
+    view.signal("document", chosen).runAsync();
+    tooltip(null, event, item, item.tooltip); // a finger does not hover
   });
 
   let dragging = false;

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recovery_probe import stats
-from recovery_probe.analyze import explorer_charts
 from recovery_probe.analyze.groups import common, labels
 from recovery_probe.analyze.trajectory import updates, vectors
 
@@ -38,6 +37,8 @@ def explorer(groups: Groups) -> Record | None:
     """What the template shows of runs and their controls: `spec` (Vega), `bundle` (its library),
     `script`, `notes`, `table`, `picture` (a data address, for where no script runs), `helix`
     (whether there is one). None of runs that have not done an episode."""
+    from recovery_probe.analyze import explorer_charts
+
     episodes = min(common([run, *own]) for run, own in groups)
     if not episodes:
         return None
@@ -76,8 +77,8 @@ def explorer(groups: Groups) -> Record | None:
 
 @functools.cache
 def bundle() -> str:
-    """Vega Embed as one script, packed (gzip, base64) to less than half; made once in a process, which
-    takes a second or two."""
+    """Vega Embed as one script, packed (gzip, base64) to less than half; made once in a process,
+    which takes a second or two."""
     import vl_convert
 
     # `vega` alone would be a third smaller, and is null there (1.9).
@@ -107,7 +108,9 @@ def helix(run: Run, name: str) -> list[Record]:
     moved = updates(run, whole)
     if len(moved) < whole:  # recorded more rarely than once an episode
         return []
-    residual, rows = stats.episode_residuals(vectors(moved, np.ones(moved.sizes["module"], bool)), T)
+    residual, rows = stats.episode_residuals(
+        vectors(moved, np.ones(moved.sizes["module"], bool)), T
+    )
     plane, _ = stats.components(residual, 2)
     return [
         {"run": name, "done": int(done), "u": _short(u), "v": _short(v), "document": int(last)}
@@ -184,7 +187,10 @@ def _notes(
     if documents > T:
         notes.append(f"Documents {T} to {documents - 1} are held out, never trained on.")
     if shown < documents:
-        notes.append(f"{shown} of {documents} documents are shown, evenly chosen.")
+        notes.append(
+            f"{shown} of {documents} documents are shown, evenly chosen, and of neighbours "
+            "those that are."
+        )
     if step > 1:
         notes.append(f"Every {step}th episode is shown, of {episodes}.")
     if len(groups) > 1:

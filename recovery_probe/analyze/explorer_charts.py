@@ -1,26 +1,27 @@
 """The charts of the explorer, in Altair, compiled to Vega.
 
 Their parameters: `document`, the one that was chosen; `first` and `last`, epochs; `align`, whether
-each turn of a document is put in one place; `turn` and `tilt`, degrees from which the helix is seen.
-The page sets their width (`explorer.js`).
+each turn of a document is put in one place; `turn` and `tilt`, degrees from which the helix is
+seen. The page sets their width (`explorer.js`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import altair as alt  # a third of a second: for `explorer` alone, when it draws
 
 from recovery_probe.analyze.plots import COLOURS
-
-if TYPE_CHECKING:  # a third of a second
-    import altair as alt
 
 WIDTH = 720  # pixels, until the page says otherwise
 HELIX = 170  # pixels, its height
 CHOSEN = "#D55E00"  # around the chosen document
 INK = "currentColor"  # the page's own, in daylight and in the dark
-AXIS = {"minExtent": 34, "maxExtent": 34}  # so that charts stand above one another
+THIN: dict[str, Any] = {"aria": False, "strokeWidth": 0.7, "opacity": 0.4}  # a seed
+AXIS: dict[str, Any] = {"minExtent": 34, "maxExtent": 34}  # charts stand above one another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,6 @@ class Data:
 
 def compiled(data: Data) -> dict[str, Any]:
     """All charts, one above the other, as Vega."""
-    import altair as alt
-
     charts = [_strip(data), *(_heat(data, run) for run in data.runs), _curve(data)]
     helices = {path["run"] for path in data.paths}
     charts += [_helix(data, run) for run in data.runs if run in helices]
@@ -71,8 +70,6 @@ def compiled(data: Data) -> dict[str, Any]:
 
 
 def _params(data: Data) -> list[Any]:
-    import altair as alt
-
     epochs = max(1, len(data.ends) - 1)
     names = [f"{d['document']}: {d['name']}"[:60] for d in data.documents]
     numbers = [d["document"] for d in data.documents]
@@ -98,16 +95,16 @@ def _params(data: Data) -> list[Any]:
         alt.param(name="end", expr=bounds[1]),
         alt.param(name="left", expr=f"align ? (min(first, last) - 1) * {T} : begin"),
         alt.param(name="right", expr=f"align ? max(first, last) * {T} : end"),
-        alt.param(name="place", expr=f"{[d['place'] for d in data.documents]}"
-                  f"[indexof({numbers}, document)]"),
+        alt.param(
+            name="place",
+            expr=f"{[d['place'] for d in data.documents]}[indexof({numbers}, document)]",
+        ),
     ]
 
 
 def _transforms(data: Data) -> list[Any]:
     """From pieces between turns to one row for each loss: `done`, `age` (null before the first
     turn) and `x`, where it is drawn."""
-    import altair as alt
-
     names = ["place", "name", "begins"]
     table = alt.LookupData(data=alt.Data(values=list(data.documents)), key="document", fields=names)
     piece = ["run", "seed", "document", "n"]
@@ -126,8 +123,6 @@ def _transforms(data: Data) -> list[Any]:
 
 def _x(data: Data, field: str = "x") -> Any:
     """The axis of the chosen epochs."""
-    import altair as alt
-
     half = data.step / 2
     low, high = alt.ExprRef(f"left - {half}"), alt.ExprRef(f"right + {half}")
     scale = alt.Scale(domainMin=low, domainMax=high, nice=False, zero=False)
@@ -138,8 +133,6 @@ def _x(data: Data, field: str = "x") -> Any:
 def _by_run(data: Data) -> Any:
     """A colour for each run. In a channel of its own: channels share a scale and a legend among
     all charts, and `color` is the loss's."""
-    import altair as alt
-
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(data.runs))]
     scale = alt.Scale(domain=list(data.runs), range=colours)
     return alt.Stroke("run:N", scale=scale, legend=alt.Legend(title=None, symbolType="stroke"))
@@ -147,8 +140,6 @@ def _by_run(data: Data) -> Any:
 
 def _strip(data: Data) -> Any:
     """The mean of the documents trained on, over all epochs; a brush chooses some."""
-    import altair as alt
-
     # Unseen: what is chosen is drawn below, whoever chose it. Never empty, which a new width of the
     # page would trip over; a drag always begins a new one.
     brush = alt.selection_interval(
@@ -160,8 +151,11 @@ def _strip(data: Data) -> Any:
         zoom=False,
         clear=False,
     )
-    x = alt.X("done:Q", scale=alt.Scale(domain=[0, data.ends[-1]], nice=False),
-              axis=alt.Axis(title="episodes done: drag here to choose epochs", tickMinStep=1))
+    x = alt.X(
+        "done:Q",
+        scale=alt.Scale(domain=[0, data.ends[-1]], nice=False),
+        axis=alt.Axis(title="episodes done", tickMinStep=1),
+    )
     y = alt.Y("mean(loss):Q", axis=alt.Axis(title="nats", tickCount=3, **AXIS))
     base = alt.Chart().transform_filter("datum.place >= 0").encode(x=x, y=y, stroke=_by_run(data))
     chosen = (
@@ -172,7 +166,7 @@ def _strip(data: Data) -> Any:
     )
     lines = [base.mark_line(aria=False, clip=True).add_params(brush)]
     if data.seeds > 1:
-        lines.insert(0, base.mark_line(aria=False, strokeWidth=0.7, opacity=0.4).encode(detail="seed:N"))
+        lines.insert(0, base.mark_line(**THIN).encode(detail="seed:N"))
     return alt.layer(chosen, *lines).properties(
         width=WIDTH, height=60, title="Mean loss of the documents trained on"
     )
@@ -180,8 +174,6 @@ def _strip(data: Data) -> Any:
 
 def _heat(data: Data, run: str) -> Any:
     """Documents × episodes."""
-    import altair as alt
-
     numbers = [d["document"] for d in data.documents]
     every = max(1, round(len(numbers) / 8))
     y = alt.Y(
@@ -193,7 +185,7 @@ def _heat(data: Data, run: str) -> Any:
     half = data.step / 2
     cells = (
         alt.Chart()
-        .transform_filter(f"datum.run === {run!r} && datum.x >= left && datum.x <= right")
+        .transform_filter(f"datum.run === {json.dumps(run)} && datum.x >= left && datum.x <= right")
         .transform_aggregate(
             loss="mean(loss)",
             done="min(done)",
@@ -225,8 +217,6 @@ def _heat(data: Data, run: str) -> Any:
 
 
 def _tooltip(data: Data) -> list[Any]:
-    import altair as alt
-
     mean = f" (mean of {data.seeds} seeds)" if data.seeds > 1 else ""
     return [
         alt.Tooltip("document:O", title="document"),
@@ -240,10 +230,11 @@ def _tooltip(data: Data) -> list[Any]:
 
 def _curve(data: Data) -> Any:
     """The chosen document in each run, its turns, and those before and after it in the cycle."""
-    import altair as alt
-
-    y = alt.Y("mean(loss):Q", scale=alt.Scale(zero=False),
-              axis=alt.Axis(title="nats/token", tickCount=5, **AXIS))
+    y = alt.Y(
+        "mean(loss):Q",
+        scale=alt.Scale(zero=False),
+        axis=alt.Axis(title="nats/token", tickCount=5, **AXIS),
+    )
     inside = "datum.x >= left && datum.x <= right"
     base = (
         alt.Chart()
@@ -253,22 +244,26 @@ def _curve(data: Data) -> Any:
     )
     own = base.transform_filter("datum.document === document")
     places = max(d["place"] for d in data.documents) + 1
+    of_run = f"datum.run === {json.dumps(data.runs[0])} && place >= 0 && datum.place >= 0"
     layers = []
     for offset, dash in ((-1, [5, 3]), (1, [1, 2])):
         beside = f"datum.place === (place + {offset % places}) % {places}"
-        neighbour = base.transform_filter(
-            f"datum.run === {data.runs[0]!r} && place >= 0 && datum.place >= 0 && {beside}"
-        )
+        neighbour = base.transform_filter(f"{of_run} && {beside}")
         layers.append(neighbour.mark_line(aria=False, strokeWidth=1, strokeDash=dash, opacity=0.7))
     if data.seeds > 1:
-        thin = own.mark_line(aria=False, strokeWidth=0.7, opacity=0.4)
-        layers.append(thin.encode(detail=["piece:O", "seed:N"]))
+        layers.append(own.mark_line(**THIN).encode(detail=["piece:O", "seed:N"]))
     layers.append(own.mark_line(aria=False, strokeWidth=2, clip=True))
-    points = own.transform_aggregate(
-        loss="mean(loss)", done="min(done)", age="min(age)",
-        groupby=["run", "document", "name", "begins", "x", "piece"],
-    ).mark_circle(aria=False, size=40, opacity=0, clip=True).encode(
-        x=_x(data), y="loss:Q", tooltip=[alt.Tooltip("run:N", title="run"), *_tooltip(data)]
+    points = (
+        own.transform_aggregate(
+            loss="mean(loss)",
+            done="min(done)",
+            age="min(age)",
+            groupby=["run", "document", "name", "begins", "x", "piece"],
+        )
+        .mark_circle(aria=False, size=40, opacity=0, clip=True)
+        .encode(
+            x=_x(data), y="loss:Q", tooltip=[alt.Tooltip("run:N", title="run"), *_tooltip(data)]
+        )
     )
     layers.append(points)
     turns = (
@@ -279,19 +274,13 @@ def _curve(data: Data) -> Any:
         .mark_rule(aria=False, strokeDash=[2, 2], opacity=0.7)
         .encode(x=_x(data), stroke=_by_run(data))
     )
-    title = alt.TitleParams(
-        text=alt.ExprRef("'Loss of document ' + document"),
-        subtitle="vertical: its turns; dashed and dotted: the documents before and after it in the cycle",
-        subtitleColor=INK,
-    )
+    title = alt.TitleParams(text=alt.ExprRef("'Loss of document ' + document"))
     return alt.layer(turns, *layers).properties(width=WIDTH, height=220, title=title)
 
 
 def _helix(data: Data, run: str) -> Any:
     """The weights' path seen from a side: its axis is time, its plane the two leading components
     of the weight residuals. Large: where the chosen document was trained on last."""
-    import altair as alt
-
     radius = max(abs(p[c] or 0) for p in data.paths for c in "uv") or 1.0
     length, ratio = 0.85 * radius, f"width / {HELIX}"
     chain = (
@@ -306,17 +295,25 @@ def _helix(data: Data, run: str) -> Any:
         )
         .transform_filter("datum.done >= begin && datum.done <= end")
     )
-    x = alt.X("across:Q", axis=None, scale=alt.Scale(
-        domainMin=alt.ExprRef(f"-{radius} * {ratio}"), domainMax=alt.ExprRef(f"{radius} * {ratio}"),
-        nice=False, zero=False))
+    x = alt.X(
+        "across:Q",
+        axis=None,
+        scale=alt.Scale(
+            domainMin=alt.ExprRef(f"-{radius} * {ratio}"),
+            domainMax=alt.ExprRef(f"{radius} * {ratio}"),
+            nice=False,
+            zero=False,
+        ),
+    )
     y = alt.Y("up:Q", axis=None, scale=alt.Scale(domain=[-radius, radius], nice=False))
     line = chain.mark_line(aria=False, color="#999999", strokeWidth=0.8).encode(
         x=x, y=y, order="done:Q"
     )
+    bright = alt.SchemeParams(name="viridis", extent=[0.25, 1])  # to be seen in the dark too
     dots = chain.mark_circle(aria=False, opacity=1, stroke=CHOSEN).encode(
         x=x,
         y=y,
-        fill=alt.Fill("done:Q", scale=alt.Scale(scheme="viridis"), legend=None),
+        fill=alt.Fill("done:Q", scale=alt.Scale(scheme=bright), legend=None),
         size=alt.condition("datum.document === document", alt.value(110), alt.value(16)),
         strokeWidth=alt.condition("datum.document === document", alt.value(2), alt.value(0)),
         tooltip=[
@@ -325,5 +322,5 @@ def _helix(data: Data, run: str) -> Any:
         ],
     )
     return alt.layer(line, dots).properties(
-        width=WIDTH, height=HELIX, title=f"Path of the weights, {run}"
+        width=WIDTH, height=HELIX, title=alt.TitleParams(f"Path of the weights, {run}", dx=-42)
     )

@@ -16,6 +16,7 @@ import xarray as xr
 
 from recovery_probe import config
 from recovery_probe.analyze import ages, calibration, estimate, explorer, picture, plots
+from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.errors import Missing
 from recovery_probe.record.run import Run
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # start-up
     import jinja2
 
 ROWS = 120  # a longer table is left to NAME.zarr
+# Whether the seeds agree with the paper: the mark, and what it says.
+MARKS = {True: ("✓", "agrees"), None: ("–", "cannot be told"), False: ("✗", "disagrees")}
 Groups = Sequence[tuple[Run, list[Run]]]
 
 
@@ -66,6 +69,20 @@ def tables(dataset: xr.Dataset) -> list[dict[str, Any]]:
     return made
 
 
+def row(analysis: Analysis, dataset: xr.Dataset) -> dict[str, Any]:
+    """Of the table of verdicts: `of`, the number's name, `run` and `control`, its values as text,
+    `paper`, what the paper found, and `agrees`, whether the seeds agree with it; null where they
+    cannot tell."""
+    own, other = analysis.main(dataset), analysis.main(dataset, side=1)
+    return {
+        "of": _words(own[0]) if own else "",
+        "run": own[1].cell if own else "",
+        "control": other[1].cell if other else "",
+        "paper": analysis.paper,
+        "agrees": analysis.agrees(dataset),
+    }
+
+
 def _heading(dataset: xr.Dataset, name: str) -> str:
     units = dataset[name].attrs.get("units", "1")
     return _words(name) + (f" ({units})" if units != "1" else "")
@@ -100,6 +117,7 @@ def _render(
         twins=[twin for run in runs for twin in run.twins],
         summary=runs[0].summary() if runs else {},
         analyses=[{**a, "figure": figure(name)} for name, a in summary["analyses"].items()],
+        marks=MARKS,
         not_done=summary["not_done"],
         documents=[_documents(run) for run in runs],
         settings=config.to_toml(runs[0].config) if runs else "",
