@@ -55,7 +55,7 @@ class ActivationSimilarity(Analysis):
     by directions that all positions share. CKA compares documents at the time each was trained on,
     up to an epoch apart, and with T documents it is noisy. Activations are stored in float16. A
     difference from the control has no interval from one run."""
-    shown = "growth"
+    shown = ("growth", "growth of the mean cosine by epoch")
     paper = """The activations of document 1 grow more alike within every epoch (figure 8d)."""
     needs = (RUN, recorded("residual_stream", every_episode=True), once_an_epoch, epochs(1))
 

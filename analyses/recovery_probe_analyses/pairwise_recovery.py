@@ -76,7 +76,7 @@ class PairwiseRecovery(Analysis):
     checkpoint, where the last documents are still fresh. The documents of one run share its
     weights: intervals say how much documents differ. Effects of documents that are neither sums nor
     products are left in."""
-    shown = "reciprocity"
+    shown = ("reciprocity", "correlation of the two ways")
     paper = """Roughly symmetric: what training on i does to j, training on j does to i (section
     4.2, figure 8b)."""
     tested = "distance_r"

@@ -149,7 +149,7 @@ class StepSizes(Analysis):
         if side >= dataset.sizes["run"]:
             return None
         part = dataset.isel(run=side)
-        return f"staircase, {ACTIVATION}", estimate.get(part, "staircase", size=ACTIVATION)
+        return f"staircase of the {ACTIVATION}", estimate.get(part, "staircase", size=ACTIVATION)
 
     def agrees(self, dataset: xr.Dataset) -> bool | None:
         """Whether the focal document's activation goes down by steps."""

@@ -85,7 +85,7 @@ class WeightCyclicity(Analysis):
     made of it. Sketches keep the geometry within the error in provenance.json; a p-value is right
     for what is sketched, whatever that error. A difference from the control has no interval from
     one run."""
-    shown = "turns"
+    shown = ("turns", "turns per epoch, all weights")
     paper = """The unembedding goes along a helix that tightens, one turn per epoch (figure 9)."""
     needs = (RUN, recorded("weight_deltas", every_episode=True), once_an_epoch, epochs(3))
 

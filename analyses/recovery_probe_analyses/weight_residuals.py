@@ -57,6 +57,7 @@ class WeightResiduals(Analysis):
     below T/2 say nothing. The stripe and its difference from the control have no interval from one
     run: places of a cycle depend on one another. Cosines come from sketches, with the error in
     provenance.json."""
+    shown = ("stripe", "stripe at lag T, all weights")
     paper = "Bright stripes at lag T, over epochs 2 to 4 (figure 8c)."
     needs = (RUN, recorded("weight_deltas", every_episode=True), once_an_epoch, epochs(2))
 

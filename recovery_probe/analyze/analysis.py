@@ -47,9 +47,9 @@ class Analysis(Plugin, ABC):
     # The estimate that answers the question, if its p-value does: the run's smallest is corrected
     # for how many analyses have one (`multiplicity`).
     tested: ClassVar[str] = ""
-    # The estimate that stands for the others in a report's first table, as `salient` calls it; the
-    # one that is tested, or else the first, when not given.
-    shown: ClassVar[str] = ""
+    # What stands for it in a report's first table: an estimate, as `salient` calls it, and words
+    # for it. The one that is tested, or else the first, when not given.
+    shown: ClassVar[tuple[str, str]] = ("", "")
     # What the paper found, and where it says so; nothing of a question that it does not ask.
     paper: ClassVar[str] = ""
     # What it needs of a run and its controls, the run itself first. One that needs nothing, a
@@ -94,11 +94,11 @@ class Analysis(Plugin, ABC):
         }
 
     def main(self, dataset: xr.Dataset, side: int = 0) -> tuple[str, Estimate] | None:
-        """What stands for it in a report's first table, with its name: of the run, or (`side` 1) of
-        its first control."""
+        """What stands for it in a report's first table, in words and as an estimate: of the run, or
+        (`side` 1) of its first control."""
         found = salient(dataset, side)
-        name = self.shown or self.tested or next(iter(found), "")
-        return (name, found[name]) if name in found else None
+        name = self.shown[0] or self.tested or next(iter(found), "")
+        return (self.shown[1] or name, found[name]) if name in found else None
 
     def agrees(self, dataset: xr.Dataset) -> bool | None:
         """Whether the numbers agree with what the paper found (`Estimate.agrees`, over seeds); None

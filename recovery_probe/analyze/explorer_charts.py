@@ -115,10 +115,15 @@ def _transforms(data: Data) -> list[Any]:
         .transform_calculate(done=f"datum.start + (datum.k - 1) * {data.step}")
         .transform_calculate(age="datum.n ? datum.done - datum.turn : null")
         .transform_calculate(x=f"align ? (datum.n - 1) * {data.T} + datum.age : datum.done")
-        .transform_filter(f"!align || (datum.n && datum.age <= {data.T})")
         .transform_lookup(lookup="document", from_=table)
     )
     return list(chain.transform)
+
+
+def _inside(data: Data) -> str:
+    """Of the chosen epochs; aligned, of the whole waits between turns."""
+    aligned = f"(!align || (datum.n && datum.age <= {data.T}))"
+    return f"datum.x >= left && datum.x <= right && {aligned}"
 
 
 def _x(data: Data, field: str = "x") -> Any:
@@ -185,7 +190,7 @@ def _heat(data: Data, run: str) -> Any:
     half = data.step / 2
     cells = (
         alt.Chart()
-        .transform_filter(f"datum.run === {json.dumps(run)} && datum.x >= left && datum.x <= right")
+        .transform_filter(f"datum.run === {json.dumps(run)} && {_inside(data)}")
         .transform_aggregate(
             loss="mean(loss)",
             done="min(done)",
@@ -235,10 +240,9 @@ def _curve(data: Data) -> Any:
         scale=alt.Scale(zero=False),
         axis=alt.Axis(title="nats/token", tickCount=5, **AXIS),
     )
-    inside = "datum.x >= left && datum.x <= right"
     base = (
         alt.Chart()
-        .transform_filter(inside)
+        .transform_filter(_inside(data))
         .transform_calculate(piece="align ? datum.n : 0")
         .encode(x=_x(data), y=y, stroke=_by_run(data), detail="piece:O")
     )
@@ -310,10 +314,11 @@ def _helix(data: Data, run: str) -> Any:
         x=x, y=y, order="done:Q"
     )
     bright = alt.SchemeParams(name="viridis", extent=[0.25, 1])  # to be seen in the dark too
+    scale = alt.Scale(scheme=bright, domain=[0, data.ends[-1]])
     dots = chain.mark_circle(aria=False, opacity=1, stroke=CHOSEN).encode(
         x=x,
         y=y,
-        fill=alt.Fill("done:Q", scale=alt.Scale(scheme=bright), legend=None),
+        fill=alt.Fill("done:Q", scale=scale, legend=None),
         size=alt.condition("datum.document === document", alt.value(110), alt.value(16)),
         strokeWidth=alt.condition("datum.document === document", alt.value(2), alt.value(0)),
         tooltip=[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import xarray as xr
 
@@ -222,5 +222,6 @@ def _environment() -> jinja2.Environment:
 def inline(folder: Path, name: str) -> str:
     """A figure in `folder` as a data address. As an image, its ids cannot clash with another
     figure's."""
-    svg = (folder / f"{name}.svg").read_bytes()
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+    svg = (folder / f"{name}.svg").read_text("utf-8").replace("\n", " ")
+    # A fifth shorter than base64.
+    return "data:image/svg+xml," + quote(svg, safe=" =:/;,'()*!$?@+-._~[]{}|^`")
