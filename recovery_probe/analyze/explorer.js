@@ -30,6 +30,7 @@
 
   const { view } = await vegaEmbed(charts, spec, {
     mode: "vega", renderer: "svg", actions: false, defaultStyle: false, tooltip,
+    logLevel: 1, // errors: a document without neighbours has an empty line, which is no news
     loader: { load: refuse, sanitize: refuse, http: refuse, file: refuse },
   });
   view.description(charts.dataset.about);

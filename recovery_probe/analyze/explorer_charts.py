@@ -84,13 +84,13 @@ def _params(data: Data) -> list[Any]:
     aligned = alt.binding_checkbox(name="Align by age", element=controls)
     ends, T = list(data.ends), data.T
     bounds = f"{ends}[min(first, last) - 1]", f"{ends}[max(first, last)]"
+    turned = [slider("turn", 20, 0, 360, "Turn", angles), slider("tilt", 25, 0, 90, "Tilt", angles)]
     return [
         alt.param(name="document", value=trained[len(trained) // 2], bind=chosen),
         slider("first", 1, 1, epochs, "From epoch", controls),
         slider("last", epochs, 1, epochs, "to epoch", controls),
         alt.param(name="align", value=False, bind=aligned),
-        slider("turn", 20, 0, 360, "Turn", angles),
-        slider("tilt", 25, 0, 90, "Tilt", angles),
+        *(turned if data.paths else []),
         alt.param(name="begin", expr=bounds[0]),
         alt.param(name="end", expr=bounds[1]),
         alt.param(name="left", expr=f"align ? (min(first, last) - 1) * {T} : begin"),
