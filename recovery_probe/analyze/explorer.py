@@ -192,7 +192,7 @@ def _notes(
             "those that are."
         )
     if step > 1:
-        notes.append(f"Every {step}th episode is shown, of {episodes}.")
+        notes.append(f"One episode in {step} is shown, of {episodes}.")
     if len(groups) > 1:
         notes.append(
             f"Colours and bold lines are means of {len(groups)} seeds, thin lines the seeds; each "
