@@ -82,10 +82,10 @@ def test_seeds_agree_with_a_finding(
     low: float, high: float, half: float, above: bool | None
 ) -> None:
     middle = (low + high) / 2
-    bounds = {"low90": middle - half, "high90": middle + half}
-    several = Estimate(middle, low, high, n=5, **bounds)
+    low90, high90 = middle - half, middle + half
+    several = Estimate(middle, low, high, n=5, low90=low90, high90=high90)
     assert several.agrees(1, 0.05) is above
-    opposite = Estimate(-middle, -high, -low, n=5, low90=-bounds["high90"], high90=-bounds["low90"])
+    opposite = Estimate(-middle, -high, -low, n=5, low90=-high90, high90=-low90)
     assert opposite.agrees(-1, 0.05) is above
     assert Estimate(middle, low, high).agrees(1, 0.05) is None, "one run decides nothing"
     nan = float("nan")

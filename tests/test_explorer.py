@@ -6,20 +6,17 @@ import html.parser
 import io
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import Open, tiny
 
 import recovery_probe as rp
 from recovery_probe.analyze import analyze, explorer
 
-CHROMIUM = shutil.which("chromium")
 EVIL = "</script><img src=x onerror=document.title='owned'>&lt;"
 VIEW = "document.querySelector('#explorer-charts').view"
 T, EPOCHS = 5, 3
@@ -48,50 +45,6 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     controls = [control for run in runs for control in run.controls]
     analyze(runs, controls, ["recovery"], out=folder, formats=["html", "md"])
     return folder / "report.html"
-
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="the package playwright is missing")
-    if CHROMIUM is None:
-        pytest.skip("Debian's package chromium is not installed")
-    with api.sync_playwright() as player:
-        started = player.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Open]:
-    """Opens a page; fails where it then writes to the console or asks for anything."""
-    said: list[str] = []
-    asked: list[str] = []
-    contexts, pages = [], []
-
-    def opened(path: Path, size: tuple[int, int] = (1100, 900), **options: Any) -> Any:
-        pages.append(path)
-        width, height = size
-        context = browser.new_context(viewport={"width": width, "height": height}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        if options.get("java_script_enabled", True):
-            page.wait_for_function(VIEW)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert {url for url in asked if not url.startswith("data:")} <= {p.as_uri() for p in pages}
 
 
 def settled(page: Any, expression: str) -> Any:
