@@ -272,6 +272,16 @@ def test_without_scripts_there_is_a_picture_and_a_table(run: rp.Run, visit: Open
     assert rows.nth(6).locator("td").all_text_contents()[1:] == ["–"] * 2 * EPOCHS, "held out"
 
 
+def test_an_old_browser_keeps_the_picture(run: rp.Run, browser: Any) -> None:
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto((run.path / "report.html").as_uri())
+    page.wait_for_selector("#explorer-why:not(:empty)")
+    assert page.is_visible("#explorer-still img")
+    assert page.is_hidden("#explorer-live")
+    page.close()
+
+
 def test_seeds_are_thin_lines_behind_their_mean(seeds: Path, visit: Open) -> None:
     page = visit(seeds)
     page.select_option("select[name=document]", "4")

@@ -1,8 +1,10 @@
 // The explorer's charts, brought to life. Vega makes the labelled inputs (parameters with `bind`);
 // here is what they do not say: the page's width, a click, the brush, the tooltip, the words.
 "use strict";
-(async () => {
-  const at = (id) => document.getElementById(id);
+(() => {
+const at = (id) => document.getElementById(id);
+
+const start = async () => {
   const packed = Uint8Array.from(atob(at("explorer-bundle").textContent), (c) => c.charCodeAt(0));
   const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   new Function(await new Response(unpacked).text())(); // window.vegaEmbed
@@ -67,4 +69,12 @@
   await fit();
   tell();
   charts.view = view;
+};
+
+// An old browser, or a page that may run no such code, keeps the picture.
+start().catch((error) => {
+  at("explorer-live").hidden = true;
+  at("explorer-still").hidden = false;
+  at("explorer-why").textContent = `This browser cannot show it as a page that can be asked: ${error.message}`;
+});
 })();

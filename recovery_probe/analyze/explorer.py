@@ -35,8 +35,8 @@ Record = dict[str, Any]
 
 def explorer(groups: Groups) -> Record | None:
     """What the template shows of runs and their controls: `spec` (Vega), `bundle` (its library),
-    `script`, `notes`, `table`, `picture` (a data address, for where no script runs), `helix`
-    (whether there is one). None of runs that have not done an episode."""
+    `script`, `notes`, `table`, `picture` (a data address, for where no script runs), and whether
+    there is a `helix` and the run is `cyclic`. None of runs that have not done an episode."""
     from recovery_probe.analyze import explorer_charts
 
     episodes = min(common([run, *own]) for run, own in groups)
@@ -59,6 +59,7 @@ def explorer(groups: Groups) -> Record | None:
         T=run.timeline.per_epoch,
         ends=[int(end) for end in run.timeline.boundaries if end < episodes] + [episodes],
         step=step,
+        cyclic=stats.is_periodic(run.schedule.values, run.config.documents.count),
         documents=documents,
         waits=waits,
         paths=paths,
@@ -72,6 +73,7 @@ def explorer(groups: Groups) -> Record | None:
         "notes": _notes(groups, len(shown), step, episodes, paths),
         "table": _table(groups[0], names, episodes, shown),
         "helix": bool(paths),
+        "cyclic": data.cyclic,
     }
 
 
@@ -193,6 +195,8 @@ def _notes(
         )
     if step > 1:
         notes.append(f"One episode in {step} is shown, of {episodes}.")
+    if any(one.episodes_done > episodes for run, own in groups for one in (run, *own)):
+        notes.append(f"As far as all runs have got: {episodes} episodes.")
     if len(groups) > 1:
         notes.append(
             f"Colours and bold lines are means of {len(groups)} seeds, thin lines the seeds; each "

@@ -33,6 +33,7 @@ class Data:
     T: int
     ends: Sequence[int]
     step: int
+    cyclic: bool  # whether documents have neighbours
     documents: Sequence[dict[str, Any]]
     waits: Sequence[dict[str, Any]]
     paths: Sequence[dict[str, Any]]
@@ -250,7 +251,7 @@ def _curve(data: Data) -> Any:
     places = max(d["place"] for d in data.documents) + 1
     of_run = f"datum.run === {json.dumps(data.runs[0])} && place >= 0 && datum.place >= 0"
     layers = []
-    for offset, dash in ((-1, [5, 3]), (1, [1, 2])):
+    for offset, dash in ((-1, [5, 3]), (1, [1, 2])) if data.cyclic else ():
         beside = f"datum.place === (place + {offset % places}) % {places}"
         neighbour = base.transform_filter(f"{of_run} && {beside}")
         layers.append(neighbour.mark_line(aria=False, strokeWidth=1, strokeDash=dash, opacity=0.7))
