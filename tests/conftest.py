@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ plots.KINDS = ("svg",)
 # A script's background jobs ignore Ctrl-C, and so would the processes started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+Open = Callable[..., Any]  # a page, of `visit`
+
 
 def tiny(**changes: Any) -> rp.Settings:
     """Settings of a toy run that records little when nothing is said: the recorders of the preset
@@ -48,6 +50,48 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
     out: Path = tmp_path_factory.mktemp("pair")
     settings = toy_settings(recorders=[*ALL, "readout", "state_return", "allocation"])
     return rp.fit(settings, out, control="shuffled")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="the package playwright is missing")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Debian's package chromium is not installed")
+    with api.sync_playwright() as player:
+        started = player.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Open]:
+    """Opens a report; fails where it then writes to the console or asks for anything."""
+    said: list[str] = []
+    asked: list[str] = []
+    contexts, pages = [], []
+
+    def opened(path: Path, size: tuple[int, int] = (1100, 900), **options: Any) -> Any:
+        pages.append(path)
+        width, height = size
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        if options.get("java_script_enabled", True):
+            page.wait_for_function("document.querySelector('#explorer-charts').view")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+    assert {url for url in asked if not url.startswith("data:")} <= {p.as_uri() for p in pages}
 
 
 @pytest.fixture

@@ -66,3 +66,28 @@ def test_words() -> None:
     assert Estimate(0.5, null=0.1).with_test() == "0.50 (0.10 under the null)"
     assert Estimate(0.5, 0.1, 1.0, p=0.02).cell == "0.5 [0.1, 1], p = 0.02"
     assert Estimate(nan, nan, nan).cell == "–"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "half", "above"),
+    [
+        (0.2, 0.4, 0.09, True),
+        (-0.4, -0.2, 0.09, False),
+        (-0.3, 0.4, 0.3, None),
+        (-0.03, 0.03, 0.02, False),  # equal within .05: what was found is not there
+        (0.01, 0.03, 0.009, None),  # there, and less than matters
+    ],
+)
+def test_seeds_agree_with_a_finding(
+    low: float, high: float, half: float, above: bool | None
+) -> None:
+    middle = (low + high) / 2
+    low90, high90 = middle - half, middle + half
+    several = Estimate(middle, low, high, n=5, low90=low90, high90=high90)
+    assert several.agrees(1, 0.05) is above
+    opposite = Estimate(-middle, -high, -low, n=5, low90=-high90, high90=-low90)
+    assert opposite.agrees(-1, 0.05) is above
+    assert Estimate(middle, low, high).agrees(1, 0.05) is None, "one run decides nothing"
+    nan = float("nan")
+    nothing = Estimate(nan, nan, nan, n=0, low90=nan, high90=nan)
+    assert nothing.agrees(1, 0.05) is None

@@ -55,6 +55,8 @@ class ActivationSimilarity(Analysis):
     by directions that all positions share. CKA compares documents at the time each was trained on,
     up to an epoch apart, and with T documents it is noisy. Activations are stored in float16. A
     difference from the control has no interval from one run."""
+    shown = ("growth", "growth of the mean cosine by epoch")
+    paper = """The activations of document 1 grow more alike within every epoch (figure 8d)."""
     needs = (RUN, recorded("residual_stream", every_episode=True), once_an_epoch, epochs(1))
 
     def compute(self, *runs: Run) -> xr.Dataset:
@@ -146,6 +148,10 @@ class ActivationSimilarity(Analysis):
         if len(colours) > 1:
             below["cka"].legend()
         return fig
+
+    def agrees(self, dataset: xr.Dataset) -> bool | None:
+        """Whether likeness within epochs grows."""
+        return estimate.get(dataset.isel(run=0), "growth").agrees(1, 0.005)
 
     def verdict(self, dataset: xr.Dataset) -> str:
         def clause(part: xr.Dataset) -> str:

@@ -66,6 +66,9 @@ class AgeCurve(Analysis):
     compared on straight lines between epochs, which lie too high, most in the first two. What all
     documents of a run share, a shock at one time, is in no interval over documents: take several
     seeds."""
+    shown = ("score, crossfitted", "share that comes back, cross-fitted")
+    paper = """The loss of a document peaks at .60 to .68 of the wait and falls before its turn
+    (Pythia-1B, T = 25; section 3, read off its figures)."""
 
     def compute(self, *runs: Run) -> xr.Dataset:
         return ages.numbers(*runs, window=self.window)
@@ -97,6 +100,18 @@ class AgeCurve(Analysis):
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
         return fig
+
+    def agrees(self, dataset: xr.Dataset) -> bool | None:
+        """Whether it falls by more than in the first control."""
+        if not dataset.sizes["control"]:
+            return None
+        fall = estimate.get(
+            dataset,
+            "matched_fall",
+            control=dataset.control.values[0],
+            epoch=ages.last_epoch(dataset),
+        )
+        return fall.agrees(1, 0.05)
 
     def verdict(self, dataset: xr.Dataset) -> str:
         return ages.headline(dataset)

@@ -77,6 +77,9 @@ class PairwiseRecovery(Analysis):
     checkpoint, where the last documents are still fresh. The documents of one run share its
     weights: intervals say how much documents differ. Effects of documents that are neither sums nor
     products are left in."""
+    shown = ("reciprocity", "correlation of the two ways")
+    paper = """Roughly symmetric: what training on i does to j, training on j does to i (section
+    4.2, figure 8b)."""
     tested = "distance_r"
     needs = (RUN, once_an_epoch, checkpoints())
 
@@ -128,6 +131,11 @@ class PairwiseRecovery(Analysis):
         axes.locator_params(axis="x", integer=True)
         fig.legend(loc="outside lower center", ncols=2)
         return fig
+
+    def agrees(self, dataset: xr.Dataset) -> bool | None:
+        """Whether the two ways go together."""
+        last = dataset.isel(run=0, episodes_done=-1)
+        return estimate.get(last, "reciprocity").agrees(1, 0.05)
 
     def verdict(self, dataset: xr.Dataset) -> str:
         last = dataset.isel(episodes_done=-1)

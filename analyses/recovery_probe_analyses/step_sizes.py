@@ -62,6 +62,8 @@ class StepSizes(Analysis):
     norms of sketches (the error is in provenance.json); activations are stored in float16, which
     hides changes below a thousandth of their size. A difference from the control has no interval
     from one run."""
+    paper = """Changes of document 1's activations go down by a staircase, those of the weights
+    steadily (figure 22)."""
     needs = (
         RUN,
         recorded("weight_deltas", every_episode=True),
@@ -141,6 +143,17 @@ class StepSizes(Analysis):
         """Staircases by run and size, and the verdict."""
         left_out = "episodes on the focal document do not count for the activation's staircase"
         return {**super().summary(dataset), "left_out": left_out}
+
+    def main(self, dataset: xr.Dataset, side: int = 0) -> tuple[str, Estimate] | None:
+        """The staircase of the activation, which the paper is about."""
+        if side >= dataset.sizes["run"]:
+            return None
+        part = dataset.isel(run=side)
+        return f"staircase of the {ACTIVATION}", estimate.get(part, "staircase", size=ACTIVATION)
+
+    def agrees(self, dataset: xr.Dataset) -> bool | None:
+        """Whether the focal document's activation goes down by steps."""
+        return estimate.get(dataset.isel(run=0), "staircase", size=ACTIVATION).agrees(1, 0.02)
 
     def verdict(self, dataset: xr.Dataset) -> str:
         def staircases(size: str) -> str:

@@ -85,6 +85,8 @@ class WeightCyclicity(Analysis):
     made of it. Sketches keep the geometry within the error in provenance.json; a p-value is right
     for what is sketched, whatever that error. A difference from the control has no interval from
     one run."""
+    shown = ("turns", "turns per epoch, all weights")
+    paper = """The unembedding goes along a helix that tightens, one turn per epoch (figure 9)."""
     needs = (RUN, recorded("weight_deltas", every_episode=True), once_an_epoch, epochs(3))
 
     def compute(self, *runs: Run) -> xr.Dataset:
@@ -183,6 +185,17 @@ class WeightCyclicity(Analysis):
             loc="center right", title="filled: corrected p < .05", title_fontsize=7
         )
         return fig
+
+    def agrees(self, dataset: xr.Dataset) -> bool | None:
+        """Whether all weights turn more than in the first control, and their radius falls."""
+        if not dataset.sizes["control"]:
+            return None
+        total = dataset.sel(group="total")
+        told = (
+            estimate.get(total, "turns_difference")[0].agrees(1, 0.1),
+            estimate.get(total.isel(run=0), "tightening").agrees(-1, 0.02),
+        )
+        return None if None in told and False not in told else all(told)
 
     def verdict(self, dataset: xr.Dataset) -> str:
         loops = "the loops have no length: T = 2, or weights that did not move"

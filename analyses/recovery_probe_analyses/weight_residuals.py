@@ -57,6 +57,8 @@ class WeightResiduals(Analysis):
     below T/2 say nothing. The stripe and its difference from the control have no interval from one
     run: places of a cycle depend on one another. Cosines come from sketches, with the error in
     provenance.json."""
+    shown = ("stripe", "stripe at lag T, all weights")
+    paper = "Bright stripes at lag T, over epochs 2 to 4 (figure 8c)."
     needs = (RUN, recorded("weight_deltas", every_episode=True), once_an_epoch, epochs(2))
 
     def compute(self, *runs: Run) -> xr.Dataset:
@@ -138,6 +140,12 @@ class WeightResiduals(Analysis):
         lag.set_title("all weights")
         lag.legend()
         return fig
+
+    def agrees(self, dataset: xr.Dataset) -> bool | None:
+        """Whether the stripe is stronger than in the first control."""
+        if not dataset.sizes["control"]:
+            return None
+        return estimate.get(dataset.sel(group="total"), "stripe_difference")[0].agrees(1, 0.05)
 
     def verdict(self, dataset: xr.Dataset) -> str:
         total = dataset.sel(group="total")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import xarray as xr
 
 from recovery_probe.analyze import estimate, groups
+from recovery_probe.analyze.estimate import Estimate
+from recovery_probe.analyze.salient import salient
 from recovery_probe.errors import Missing
 from recovery_probe.plugins import Plugin
 
@@ -45,13 +47,18 @@ class Analysis(Plugin, ABC):
     # The estimate that answers the question, if its p-value does: the run's smallest is corrected
     # for how many analyses have one (`multiplicity`).
     tested: ClassVar[str] = ""
+    # What stands for it in a report's first table: an estimate, as `salient` calls it, and words
+    # for it. The one that is tested, or else the first, when not given.
+    shown: ClassVar[tuple[str, str]] = ("", "")
+    # What the paper found, and where it says so; nothing of a question that it does not ask.
+    paper: ClassVar[str] = ""
     # What it needs of a run and its controls, the run itself first. One that needs nothing, a
     # simulation, is computed without any run, when it is named and not otherwise.
     needs: ClassVar[tuple[Need, ...]] = (RUN,)
 
     def __init_subclass__(cls) -> None:
         for name, text in list(vars(cls).items()):
-            if name in ("question", "null", "blind_spot"):
+            if name in ("question", "null", "blind_spot", "paper"):
                 setattr(cls, name, " ".join(text.split()))
 
     def __call__(self, *runs: Run) -> xr.Dataset:
@@ -85,6 +92,18 @@ class Analysis(Plugin, ABC):
             "estimates": estimate.records(dataset),
             "verdict": before + self.verdict(dataset),
         }
+
+    def main(self, dataset: xr.Dataset, side: int = 0) -> tuple[str, Estimate] | None:
+        """What stands for it in a report's first table, in words and as an estimate: of the run, or
+        (`side` 1) of its first control."""
+        found = salient(dataset, side)
+        name = self.shown[0] or self.tested or next(iter(found), "")
+        return (self.shown[1] or name, found[name]) if name in found else None
+
+    def agrees(self, dataset: xr.Dataset) -> bool | None:
+        """Whether the numbers agree with what the paper found (`Estimate.agrees`, over seeds); None
+        where that cannot be told."""
+        return None
 
     def verdict(self, dataset: xr.Dataset) -> str:
         """What the numbers say, in a sentence or two."""

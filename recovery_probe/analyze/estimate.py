@@ -113,12 +113,31 @@ class Estimate:
             return spread + "one run decides nothing"
         if self.low is None or np.isnan(self.low):
             return "nothing can be said without an interval"
-        differs = more if self.low > 0 else less if self.high < 0 else ""
+        differs = {1: more, -1: less}.get(self.sign, "")
         most = f"{bound:g}{units and ' '}{units}"
-        if -bound < self.low90 and self.high90 < bound:
+        if self._within(bound):
             return f"{differs}, yet by less than {most}" if differs else f"equal within ±{most}"
         finds = f"{self.n} such seeds find one of {self.detectable:.2g} in 80% of cases"
         return differs or f"undecided: neither different nor equal within ±{most} ({finds})"
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval over several seeds lies on that side of 0; else 0, and of one
+        run, which decides nothing."""
+        several = self.n is not None and self.low is not None
+        return int(self.low > 0) - int(self.high < 0) if several else 0
+
+    def _within(self, bound: float) -> bool:
+        """Whether two one-sided tests over seeds call it no larger than ±`bound`."""
+        return bool(self.low90 is not None and -bound < self.low90 and self.high90 < bound)
+
+    def agrees(self, sign: int, bound: float) -> bool | None:
+        """Whether several seeds agree with a finding that it is above 0 (`sign` 1) or below (-1):
+        not where it is on the other side, or equal to 0 within ±`bound`. None where that cannot be
+        told, as of one run."""
+        if self._within(bound):
+            return None if self.sign == sign else False
+        return self.sign == sign if self.sign else None
 
     @property
     def cell(self) -> str:

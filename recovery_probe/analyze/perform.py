@@ -199,7 +199,8 @@ def _write(analysis: Analysis, dataset: xr.Dataset, folder: Path) -> tuple[Any, 
     plots.write(analysis.plot(dataset), folder / analysis.name)
     summary = analysis.summary(dataset)
     verdict = {k: v for k, v in summary.items() if k == "verdict"}
-    return summary, dataset.attrs | verdict | {"tables": report.tables(dataset)}
+    said = {"tables": report.tables(dataset), "row": report.row(analysis, dataset)}
+    return summary, dataset.attrs | verdict | said
 
 
 def _default(

@@ -46,6 +46,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
     "savefig.dpi": 220,
     "svg.fonttype": "none",  # text stays text
+    "font.sans-serif": ["DejaVu Sans"],  # without the list of ten that would stand at every text
     "pdf.fonttype": 42,
     "svg.hashsalt": "recovery_probe",  # the same figure, the same file
     "axes.grid": True,
