@@ -16,6 +16,7 @@ import altair as alt  # a third of a second: for `explorer` alone, when it draws
 
 from recovery_probe.analyze.plots import COLOURS
 
+WAITS = "waits"  # the losses, in pieces between turns
 WIDTH = 720  # pixels, until the page says otherwise
 HELIX = 170  # pixels, its height
 CHOSEN = "#D55E00"  # around the chosen document
@@ -47,7 +48,7 @@ def compiled(data: Data) -> dict[str, Any]:
     whole = (
         alt.VConcatChart(
             vconcat=charts,
-            data=alt.Data(values=list(data.waits), name="waits"),
+            data=alt.Data(values=[], name=WAITS),
             transform=_transforms(data),
             spacing=14,
         )
@@ -67,6 +68,9 @@ def compiled(data: Data) -> dict[str, Any]:
     )
     with alt.data_transformers.enable("default", max_rows=None, consolidate_datasets=False):
         spec: dict[str, Any] = whole.to_dict(format="vega")
+    # Afterwards: Altair copies a chart, with its values, for every change of it.
+    (source,) = (each for each in spec["data"] if each["name"] == WAITS)
+    source["values"] = list(data.waits)
     return {**spec, "usermeta": {"ends": list(data.ends)}}
 
 
