@@ -26,8 +26,9 @@ LAZY = {
     ("recovery_probe.record.run", "recovery_probe.train.fitting"),
     ("recovery_probe.record.run", "recovery_probe.train.plan"),
     ("recovery_probe.record.run", "recovery_probe.train.replay"),
-    ("recovery_probe.record.run", "recovery_probe.analyze"),
-    ("recovery_probe.record.run", "recovery_probe.analyze.picture"),
+    ("recovery_probe.record.shown", "recovery_probe.analyze"),
+    ("recovery_probe.record.shown", "recovery_probe.analyze.live"),
+    ("recovery_probe.record.shown", "recovery_probe.analyze.picture"),
 }
 
 

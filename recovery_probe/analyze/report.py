@@ -29,13 +29,17 @@ MARKS = {True: ("✓", "agrees"), None: ("–", "cannot be told"), False: ("✗"
 Groups = Sequence[tuple[Run, list[Run]]]
 
 
-def html(groups: Groups, summary: dict[str, Any], folder: Path) -> str:
+def html(groups: Groups, summary: dict[str, Any], folder: Path, reload: int = 0) -> str:
     """The page for runs and their controls, from their `summary` and the figures in `folder`,
     into which the picture (`picture.draw`) is drawn.
 
     Nothing on it is fetched from elsewhere, and every text of a document is escaped.
     """
-    return _render("report.html.jinja", groups, summary, folder, lambda name: inline(folder, name))
+
+    def figure(name: str) -> str:
+        return inline(folder, name)
+
+    return _render("report.html.jinja", groups, summary, folder, figure, reload)
 
 
 def markdown(groups: Groups, summary: dict[str, Any], folder: Path) -> str:
@@ -98,11 +102,13 @@ def _render(
     summary: dict[str, Any],
     folder: Path,
     figure: Callable[[str], str],
+    reload: int = 0,
 ) -> str:
     runs = [run for run, _ in groups]
     dataset, why = _picture(groups, folder) if runs else (None, "")
     return render(
         template,
+        reload=reload,
         title=_title(runs) if runs else ", ".join(map(_words, summary["analyses"])),
         picture=None if dataset is None else figure("picture"),
         reading=why if dataset is None else picture.reading(dataset),

@@ -55,6 +55,8 @@ class Train:
     # hook functions to record, such as 'mine.py:f@blocks.*.attn.hook_pattern', where * stands for
     # anything
     hook: Annotated[tuple[str, ...], words("FILE:FUNCTION@PATTERN")] = ()
+    # write the report at every epoch, as a page that loads itself again; as --record live_report
+    live: tyro.conf.FlagCreatePairsOff[bool] = False
     # the passes that hooks see; training when not given
     hook_during: Literal["training", "evaluation", "both"] | None = None
     # train although the record may not fit on the disk
@@ -153,7 +155,8 @@ def _start(argv: Sequence[str]) -> Settings | None:
             changes[f"{part}.{selector}"] = words[-1]
     for group, adding in (("recorders", "record"), ("interventions", "intervene")):
         listed = flags.given(argv, group) or getattr(start, group)
-        changes[group] = list(dict.fromkeys([*listed, *flags.given(argv, adding)]))
+        live = ["live_report"] if group == "recorders" and "--live" in argv else []
+        changes[group] = list(dict.fromkeys([*listed, *flags.given(argv, adding), *live]))
     return config.changed(start, **changes)
 
 

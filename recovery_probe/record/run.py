@@ -25,21 +25,20 @@ from numpy.typing import NDArray
 
 from recovery_probe import config, plugins, stats
 from recovery_probe.errors import Damaged, InputError, Missing, NotRecorded
-from recovery_probe.record import checkpoint, labels, lock, mends, shown, store
+from recovery_probe.record import checkpoint, labels, lock, mends, store
 from recovery_probe.record.export import Exported
 from recovery_probe.record.folder import as_path, checkpoint_folder, checkpoints, is_run
 from recovery_probe.record.layout import EPISODE, STEP, TRAINING, Timeline, check_format
+from recovery_probe.record.shown import Shown
 from recovery_probe.record.trajectory import trajectory
 from recovery_probe.seeds import generator
 from recovery_probe.settings import Settings
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from recovery_probe.models import Model
 
 
-class Run(Exported):
+class Run(Exported, Shown):
     """One training run, finished or not, read from its directory as it was when opened.
 
     `losses` (episodes_done, document), in nats per token: row k is after k episodes, row 0
@@ -346,23 +345,6 @@ class Run(Exported):
     def recovery(self) -> float:
         """Recovery so far, of the mean loss by age in the latest waits; NaN before any."""
         return stats.recovery_so_far(self.losses.values, self.schedule.values)
-
-    def plot(self) -> Figure:
-        """The picture, its control beside it: mean loss by the episodes since a document
-        was trained on. Raises `Missing` before any has come back."""
-        from recovery_probe.analyze import picture
-
-        return picture.draw(picture.numbers(self, self.controls))
-
-    def summary(self) -> dict[str, str]:
-        """What the run is, in a few words each."""
-        return shown.summary(self)
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{name:>16}  {value}" for name, value in self.summary().items())
-
-    def _repr_html_(self) -> str:
-        return shown.html(self)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

@@ -4,12 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recovery_probe import plugins
 from recovery_probe.settings import Documents, Model, Optimizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Shown:
+    """How a `Run` shows itself."""
+
+    def plot(self) -> Figure:
+        """The picture, its control beside it: mean loss by the episodes since a document
+        was trained on. Raises `Missing` before any has come back."""
+        from recovery_probe.analyze import picture
+
+        run: Any = self
+        return picture.draw(picture.numbers(run, run.controls))
+
+    def live(self, seconds: float = 5) -> None:
+        """In a notebook: the picture and the explorer of a run that is being written, anew whenever
+        an epoch has come (looked for every so many seconds), until it ends."""
+        from recovery_probe.analyze import live
+
+        run: Any = self
+        live.watch(run, seconds)
+
+    def summary(self) -> dict[str, str]:
+        """What the run is, in a few words each."""
+        return summary(self)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:>16}  {value}" for name, value in self.summary().items())
+
+    def _repr_html_(self) -> str:
+        return html(self)
 
 
 def summary(run: Any) -> dict[str, str]:
