@@ -31,12 +31,12 @@ EXPERIMENTS = ("clock_or_cue", "remove_subspace", "optimizer_memory")
 FROM_CHECKPOINT = ("linearised", "kernel_by_lag", "transplant")
 RECORDED = ("readout", "state_return", "allocation")
 COSTS = {
-    "linearised": 24.0,
-    "kernel_by_lag": 8.0,
-    "transplant": 12.0,
-    "readout": 8.0,
-    "state_return": 8.0,
-    "allocation": 12.0,
+    "linearised": 10.0,
+    "kernel_by_lag": 5.0,
+    "transplant": 6.0,
+    "readout": 6.0,
+    "state_return": 6.0,
+    "allocation": 14.0,
 }
 SHARES = ("readout", "transplant", "clock_or_cue")  # these measure shares of recovery
 COLOURS = {"supports": 2, "contradicts": 1}  # of `plots.colour`
