@@ -161,3 +161,57 @@ def test_directions_on_a_circle() -> None:
     assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.01)
     lengths = [stats.resultant(phases)[0] for phases in draws]
     assert np.mean(lengths) == pytest.approx(stats.chance(12), rel=0.05)
+
+
+MINE = '''
+from dataclasses import dataclass
+import matplotlib.figure
+import xarray as xr
+from recovery_probe.experiments import NEEDS, Experiment
+
+@dataclass(frozen=True)
+class Twice(Experiment):
+    """loss (run): the mean loss after so many epochs more in the same order, nats."""
+
+    # epochs more
+    rounds: int = 1
+
+    name = "twice"
+    question = "Does another round help?"
+    null = "It does not."
+    blind_spot = "All else."
+    needs = NEEDS
+
+    def arms(self, run):
+        order = self.last_order(run) * self.rounds
+        return {"more": self.arm(run, "more", order, run.config.documents.count)}
+
+    def compute(self, *runs):
+        last = [float(self.made(run)["more"].losses.values[-1].mean()) for run in runs]
+        names = [run.provenance["role"] for run in runs]
+        return xr.Dataset({"loss": ("run", last, {"units": "nats per token"})}, {"run": names})
+
+    def plot(self, dataset):
+        return matplotlib.figure.Figure()
+
+    def verdict(self, dataset):
+        return f"{dataset.loss.values[0]:.3f} nats."
+'''
+
+
+def test_an_experiment_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a file, with a setting; a flag that is given twice means the last."""
+    (tmp_path / "mine.py").write_text(MINE)
+    run = rp.fit(tiny(epochs=2, recorders=["checkpoints"]), tmp_path / "run")
+    words = ["experiment", f"{tmp_path / 'mine.py'}:Twice", str(run.path)]
+    main([*words, "--rounds", "3", "--rounds", "2"])
+    told = capsys.readouterr()
+    assert "1 runs to train from checkpoints, 10 episodes" in told.err
+    arm = rp.open_run(run.path / "experiments" / "twice" / "more")
+    assert f"twice: {arm.losses.values[-1].mean():.3f} nats." in told.out
+    np.testing.assert_array_equal(arm.losses.values[:6], run.losses.values[5:])
+    with pytest.raises(SystemExit):
+        main([*words, "--rounds", "1"])
+    assert "made with other settings of the experiment" in capsys.readouterr().err
+    main([*words, "--rounds", "2"])
+    assert "to train" not in capsys.readouterr().err
