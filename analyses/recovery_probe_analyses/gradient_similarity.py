@@ -81,8 +81,8 @@ class GradientSimilarity(Analysis):
     texts do; a run has one. The documents of one run share its weights: intervals say how much
     documents differ. Effects of documents that are neither sums nor products are left in."""
     shown = ("overall", "mean cosine of two documents")
-    paper = """After 4 epochs cosines are mostly positive, and highest near the centre of the map
-    (section 4.1, figure 8a)."""
+    paper = """After 4 epochs cosines of two documents are mostly positive (section 4.1, figure 8a;
+    that they are highest near the centre of the map is not compared)."""
     tested = "distance_r"
     needs = (RUN, once_an_epoch, checkpoints(unless=RECORDER))
 
