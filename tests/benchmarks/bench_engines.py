@@ -27,6 +27,9 @@ epochs = 2
 threads = {threads}
 recorders = []
 documents = {{ count = 8, held_out = 1 }}
+
+[axes]
+"optimizer.lr" = [0.1]
 """
 
 
