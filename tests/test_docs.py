@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zarr
 
+import recovery_probe as rp
 from recovery_probe import cli, config
 from recovery_probe.testing import toy_run, toy_settings
 
@@ -18,10 +22,10 @@ DOCS = ROOT / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
+
 def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
     """Language, title and text of every fenced block."""
-    for language, title, text in FENCE.findall(page.read_text("utf-8")):
-        yield language, title, text
+    yield from FENCE.findall(page.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
@@ -59,3 +63,82 @@ def _run(text: str, toy: Path) -> None:
             assert words.pop(0) == "quickstart", line
             words += ["--config", str(toy), "--quiet"]
         cli.main([command, *words])
+
+
+RUN_DIRECTORY = (DOCS / "run-directory.md").read_text("utf-8")
+
+
+def section(title: str) -> str:
+    """The text of a section of the page of the run directory, without those under it."""
+    found = re.search(
+        rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", RUN_DIRECTORY, re.MULTILINE | re.DOTALL
+    )
+    assert found, f"no section {title!r}"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of its tables, but their heads."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [row for row in cells if row[0].startswith("`")]
+
+
+def names(text: str) -> set[str]:
+    """What stands as code in the first cells of its tables."""
+    return {name for row in rows(text) for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+def written(array: Any) -> tuple[str, str]:
+    """Dimensions and type of an array of the record, as the page has them."""
+    kind = "string" if "String" in str(array.dtype) else str(array.dtype)
+    return ", ".join(array.metadata.dimension_names or ()), kind
+
+
+@pytest.fixture(scope="module")
+def groups(pair: rp.Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Groups of a record, by name: of every recorder that writes arrays."""
+    more = toy_settings(
+        recorders=["attention_patterns", "residual_stream"],
+        attention_patterns={"patterns": True},
+        residual_stream={"focal_layers": "all"},
+        epochs=1,
+    )
+    run = rp.fit(more, tmp_path_factory.mktemp("more") / "run")
+    opened = [zarr.open_group(r.path / "record.zarr", mode="r") for r in (pair, run)]
+    return {name: group for record in opened for name, group in record.groups()}
+
+
+def test_the_page_of_the_run_directory_has_every_array(groups: dict[str, Any]) -> None:
+    coordinates = {
+        row[0].strip("`"): (row[1].split(", "), row[2]) for row in rows(section("Coordinates"))
+    }
+    seen = set()
+    for group, arrays in groups.items():
+        told = {row[0].strip("`"): tuple(row[1:4]) for row in rows(section(f"`{group}`"))}
+        found = {}
+        for name, array in arrays.arrays():
+            dims, kind = written(array)
+            if "covers" in array.attrs or (group == "training" and name not in coordinates):
+                found[name] = (dims, kind, array.attrs["units"])
+            elif not (group == "training" and name in told):
+                along, type_ = coordinates[name]
+                assert kind == type_, f"{group}/{name}"
+                assert set(dims.split(", ")) <= set(along), f"{group}/{name} along {dims}"
+                seen.add(name)
+            else:
+                found[name] = (dims, kind, array.attrs["units"])
+        assert told == found, group
+    assert seen == set(coordinates), "the page has coordinates that no group has"
+
+
+def test_the_page_of_the_run_directory_has_every_file_and_fact(pair: rp.Run) -> None:
+    listed = set(re.findall(r"^  ([a-z.]+)", RUN_DIRECTORY, re.MULTILINE))
+    assert {file.name for file in pair.path.iterdir()} <= listed
+    facts = json.loads((pair.path / "provenance.json").read_text("utf-8"))
+    assert names(section("provenance.json")) == set(facts)
+    root = zarr.open_group(pair.path / "record.zarr", mode="r")
+    assert set(root.attrs) <= set(re.findall(r"`(\w+)`", section("record.zarr")))
+    last = pair.path / "checkpoints" / f"episodes-{pair.checkpoints[-1]:05d}"
+    files = names(section("checkpoints/episodes-00020"))
+    assert {file.name for file in last.iterdir()} <= files
