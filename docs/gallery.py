@@ -34,12 +34,12 @@ GROUPS = {
 }
 HEAD = """# Gallery
 
-Every analysis and experiment that comes with the package, as it stands in a report: its question, its
-figure, what it found, what it would show if there were nothing to see, and what it cannot tell. Read
-[which number to believe](../numbers.md) beside it.
+Every analysis and experiment that comes with the package, as it stands in a report: its question,
+its figure, what it found, what it would show if there were nothing to see, and what it cannot
+tell. Read [which number to believe](../numbers.md) beside it.
 
-The run is {run}. One seed: brackets are the spread over its documents, and decide nothing
-about another run.{others}
+The run: {run}. One seed: brackets are the spread over its documents, and decide nothing about
+another run.{others}
 
 ![{alt}](picture.svg)
 
@@ -61,8 +61,8 @@ BESIDE = """## Beside every report
 
 ### Plain least squares
 
-The same analyses put to linear equations of the run's own shape, fitted in turn. What they show too is
-no evidence of what only a network can do.
+The same analyses put to linear equations of the run's own shape, fitted in turn. What they show
+too is no evidence of what only a network can do.
 
 ![Mean loss by age of plain least squares](least_squares.svg)
 
@@ -70,8 +70,8 @@ no evidence of what only a network can do.
 
 ### How often the numbers err
 
-Each analysis on processes in which the truth is known: false alarms where nothing is planted, how often
-its interval holds the mean, how often it finds what is planted.
+Each analysis on processes in which the truth is known: false alarms where nothing is planted, how
+often its interval holds the mean, how often it finds what is planted.
 
 ![False alarms, coverage and power of the analyses on simulated runs](calibration.svg)
 """
@@ -96,12 +96,12 @@ def about(folder: Path) -> str:
 
 
 def light(svg: str) -> str:
-    """A figure whose paths are given to a hundredth of a point."""
+    """A figure whose paths and places are given to a hundredth of a point."""
 
     def rounded(path: re.Match[str]) -> str:
         return re.sub(r"(\.\d\d)\d+", r"\1", path[0])
 
-    return re.sub(r'\bd="[^"]*"', rounded, svg)
+    return re.sub(r'\b(?:d|x|y)="[^"]*"', rounded, svg)
 
 
 def part(name: str, told: dict[str, Any], of: str) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import pytest
 import zarr
 
 import recovery_probe as rp
-from recovery_probe import cli, config
+from recovery_probe import cli, config, plugins
 from recovery_probe.testing import toy_run, toy_settings
 
 ROOT = Path(__file__).parents[1]
@@ -142,3 +146,64 @@ def test_the_page_of_the_run_directory_has_every_file_and_fact(pair: rp.Run) -> 
     last = pair.path / "checkpoints" / f"episodes-{pair.checkpoints[-1]:05d}"
     files = names(section("checkpoints/episodes-00020"))
     assert {file.name for file in last.iterdir()} <= files
+
+
+def test_every_name_and_plug_in_stands_on_a_page_of_the_api() -> None:
+    pages = "\n".join(page.read_text("utf-8") for page in (DOCS / "api").glob("*.md"))
+    told = set(re.findall(r"^::: (\S+)", pages, re.MULTILINE))
+    missing = [name for name in rp.__all__ if f"recovery_probe.{name}" not in told]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    for group in project["entry-points"].values():
+        for value in group.values():
+            module, _, kind = value.partition(":")
+            if not {f"{module}.{kind}", f"recovery_probe.{kind}"} & told:
+                missing.append(value)
+    assert not missing
+
+
+def test_the_gallery_has_every_analysis_and_experiment() -> None:
+    page = (DOCS / "gallery" / "index.md").read_text("utf-8")
+    shown = re.findall(r"^### (\w+)$\n+^\*\*(.+)\*\*$", page, re.MULTILINE)
+    questions = {
+        name: plugins.find(group, name).question
+        for group in ("analyses", "experiments")
+        for name in plugins.ours(group)
+    }
+    assert dict(shown) == questions  # and as it is asked now
+    for name in questions:
+        assert (DOCS / "gallery" / f"{name}.svg").exists()
+
+
+class Requests(HTMLParser):
+    """What a page would ask of another machine when it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        address = given.get("src") or (given.get("href", "") if tag == "link" else "")
+        if address.startswith(("http:", "https:", "//")) and given.get("rel") != "canonical":
+            self.found.append(f"{tag} {address}")
+
+
+def test_the_site_builds_and_asks_nothing_of_other_machines(tmp_path: Path) -> None:
+    build = ["-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    # Its search path has to come from its own file.
+    bare = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        [sys.executable, *build], cwd=ROOT, env=bare, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        reader = Requests()
+        reader.feed(page.read_text("utf-8"))
+        assert not reader.found, page.name
+    for style in (tmp_path / "site").rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(https?:)?//", style.read_text("utf-8")), style.name
+    assert "recovery_probe.Run.losses" in (tmp_path / "site" / "api" / "runs.html").read_text(
+        "utf-8"
+    )
