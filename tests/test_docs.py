@@ -19,7 +19,7 @@ import zarr
 
 import recovery_probe as rp
 from recovery_probe import cli, config, plugins
-from recovery_probe.testing import toy_run, toy_settings
+from recovery_probe.testing import toy_settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -36,7 +36,6 @@ def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
 def test_the_code_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    toy_run()
     toy = tmp_path / "toy.toml"
     toy.write_text(config.to_toml(toy_settings(epochs=2, recorders=["document_gradients"])))
     monkeypatch.chdir(tmp_path)
