@@ -12,9 +12,11 @@ class Comments(griffe.Extension):
     """Gives attributes that have no docstring the comment above them, or behind them."""
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        if attr.docstring or not attr.lineno or not isinstance(attr.parent, griffe.Class):
+        file = attr.filepath
+        in_class = isinstance(attr.parent, griffe.Class)
+        if attr.docstring or not attr.lineno or not in_class or isinstance(file, list):
             return
-        lines = attr.parent.lines_collection[attr.filepath]
+        lines = attr.lines_collection[file]
         behind = re.search(r"  # (.+)$", lines[(attr.endlineno or attr.lineno) - 1])
         above: list[str] = [behind[1]] if behind else []
         for line in reversed(lines[: attr.lineno - 1]):

@@ -1,8 +1,10 @@
 """The gallery, from an analysed run: python docs/gallery.py RUN [MORE …] --out docs/gallery
 
-RUN is a run, or another folder, that `recovery_probe.analyze` left `analyses/` in. What it lacks is
-taken from MORE, in this order. Figures are copied, their paths to a hundredth of a point; the page
-says which run each is of, its question, null, blind spot, and what was found.
+RUN is a run, or another folder, that `recovery_probe.analyze` and `recovery_probe.experiment` left
+`analyses/` in. What it lacks is taken from MORE, in this order: `twin_distance` wants a run with
+`--control twin`, `toy_model` no run, and `pairwise_recovery` to be asked `--from-checkpoint`.
+Figures are copied, their paths to a hundredth of a point; the page says which run each is of, its
+question, null, blind spot, and what was found.
 """
 
 from __future__ import annotations
