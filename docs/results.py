@@ -42,13 +42,13 @@ This page is written by `python docs/results.py runs/sweeps`.
 WHY = """# Why: which explanations the evidence supports
 
 ```sh
-python -m recovery_probe.experiment mechanism {paths} --out {place}
+python -m recovery_probe.experiment mechanism {paths}
 ```
 
-{count} seeds of the quickstart, each with its shuffled control; trained on {trained}. Intervals are
-95% t intervals over seeds. What would support each explanation, and what would contradict it, was
-written down before any was looked at (`recovery_probe/experiments/rules.py`). This page is written
-by `python docs/results.py --why {place}`."""
+The quickstart with its shuffled control, {over}. Trained on {trained}.
+What would support each explanation, and what would contradict it, was written down before any was
+looked at (`recovery_probe/experiments/rules.py`). This page is written by
+`python docs/results.py --why {place}`."""
 PARTS = (
     *("age_curve", "linearised", "kernel_by_lag", "clock_or_cue", "allocation", "transplant"),
     *("remove_subspace", "readout", "state_return", "optimizer_memory"),
@@ -104,9 +104,12 @@ def explanations(place: Path, out: Path) -> None:
         claims.append(f"- {name}, {claim}: **{together(own)}**")
     lines = [
         WHY.format(
-            paths=" ".join(str(run.path.parent) for run in runs),
+            paths=" ".join(str(run.path.parent) for run in runs)
+            + (f" --out {place}" if len(runs) > 1 else ""),
             place=place,
-            count=len(runs),
+            over=f"{len(runs)} seeds: intervals are 95% t intervals over them"
+            if len(runs) > 1
+            else "one seed: intervals are over its documents, and another seed may differ",
             trained="; ".join(sorted({_machine(run) for run in runs})),
         ),
         "![Each prediction, what was measured, and what it says](mechanism.svg)",

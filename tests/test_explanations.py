@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from conftest import tiny
 from recovery_probe_analyses.age_curve import AgeCurve
 from recovery_probe_analyses.mechanism import READ, Mechanism, check_recovery, decisions, stored
@@ -14,6 +15,8 @@ from recovery_probe_analyses.mechanism import READ, Mechanism, check_recovery, d
 import recovery_probe as rp
 from recovery_probe import plugins
 from recovery_probe.analyze import estimate
+from recovery_probe.analyze.across import across
+from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.cli import main
 from recovery_probe.experiments.rules import CLAIMS, RULES, together
 
@@ -95,6 +98,19 @@ def test_no_share_of_a_recovery_that_is_not_there(
         return
     with pytest.raises(rp.Missing, match="no recovery to have a share of"):
         check_recovery(found)
+
+
+def test_seeds_that_agree_to_the_digit_decide() -> None:
+    """Where no seed differs from another, their spread gives no interval, and there is no doubt."""
+    value = np.full(len(RULES), 0.5)
+    place = next(i for i, rule in enumerate(RULES) if rule.hypothesis == "H8")
+    value[place] = 0
+    seed = xr.Dataset(coords={"prediction": np.arange(len(RULES))}, attrs={"unit": "documents"})
+    estimate.put(seed, "measured", ("prediction",), Estimate(value, value - 1, value + 1))
+    found = across([seed.copy(deep=True) for _ in range(3)])
+    assert not np.isfinite(estimate.get(found, "measured").low[place])
+    assert decisions(found)[place] == "contradicted"
+    assert decisions(seed)[place] == "undecided"
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from recovery_probe import Missing, plugins
 from recovery_probe.analyze import ages, estimate, plots
@@ -233,7 +234,7 @@ class Mechanism(Experiment):
                 least, most = np.clip(getattr(rule, side), left, right)
                 axes.barh(place, most - least, 0.7, least, color=plots.colour(colour), alpha=0.15)
         found = estimate.get(dataset, "measured")
-        value, low, high = (np.clip(v, left, right) for v in (found.value, found.low, found.high))
+        value, low, high = (np.clip(v, left, right) for v in (found.value, *bounds(dataset)))
         axes.hlines(y, low, high, color="0.2", lw=1.5)
         axes.plot(value, y, "o", color="0.2", ms=5, label="measured, 95%")
         axes.plot(
@@ -281,11 +282,18 @@ class Mechanism(Experiment):
 
 def decisions(dataset: xr.Dataset) -> list[Word]:
     """What each measure says of its prediction."""
-    found = estimate.get(dataset, "measured")
     return [
         rule.decide(float(low), float(high))
-        for rule, low, high in zip(RULES, found.low, found.high, strict=True)
+        for rule, low, high in zip(RULES, *bounds(dataset), strict=True)
     ]
+
+
+def bounds(dataset: xr.Dataset) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """(prediction,) each: where the interval of each measure begins and ends. Of seeds that all
+    have the same value, as where nothing is remembered, it is that point."""
+    found = estimate.get(dataset, "measured")
+    same = np.zeros(len(RULES), dtype=bool) if found.sd is None else np.asarray(found.sd) == 0
+    return np.where(same, found.value, found.low), np.where(same, found.value, found.high)
 
 
 def stored(run: Run, part: Analysis) -> xr.Dataset | None:
