@@ -145,7 +145,7 @@ def test_two_recorders_of_one_name_are_refused_with_the_mend(tmp_path: Path) -> 
 def test_every_recorder_file_is_an_entry_point() -> None:
     import recovery_probe.recorders as package
 
-    others = {"__init__", "hook", "checks", "points", "recording", "sketch_check"}
+    others = {"__init__", "hook", "checks", "points", "recording", "scalars", "sketch_check"}
     files = {f.stem for f in Path(package.__file__).parent.glob("*.py")} - others
     assert files == {p.name for p in entry_points(group="recovery_probe.recorders")}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ class Progress:
         self.started = self.spoke = time.monotonic()
         self.done_before = done
         self.shown = ExitStack()
+        self.step: Callable[..., None] = lambda *_, **__: None  # of the bar, while one is shown
 
     def __enter__(self) -> Self:
         whole = bar(self.label, self.episodes, "documents", self.done_before, stays=True)
