@@ -11,7 +11,7 @@ from recovery_probe import stats
 if TYPE_CHECKING:
     from recovery_probe.training import Training
 
-RECENT = 3  # epochs that recovery so far is of
+RECENT = 3  # epochs that recovery so far is of: all of a long run would take longer and longer
 
 
 def scalars(training: Training) -> dict[str, float]:
@@ -26,9 +26,15 @@ def scalars(training: Training) -> dict[str, float]:
     }
     found |= {f"loss/document_{k:03d}": loss for k, loss in enumerate(row)}
     if done:
-        schedule = training.timeline.schedule[:done]
-        found["loss/on_arrival"] = training.rows[done - 1, schedule[-1]]
-        start = max(0, done - RECENT * training.timeline.per_epoch)
-        latest = training.rows[start : done + 1, :T]
-        found["recovery"] = stats.recovery_so_far(latest, schedule[start:])
+        document = training.timeline.schedule[done - 1]
+        found["loss/on_arrival"] = training.rows[done - 1, document]
+        found["recovery"] = recovery(training)
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+
+
+def recovery(training: Training) -> float:
+    """How much of what is forgotten has come back in the latest waits, of their mean by age."""
+    done, T = training.done, training.timeline.documents
+    start = max(0, done - RECENT * training.timeline.per_epoch)
+    schedule = training.timeline.schedule[start:done]
+    return stats.recovery_so_far(training.rows[start : done + 1, :T], schedule)

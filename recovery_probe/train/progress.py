@@ -9,13 +9,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from recovery_probe import stats
 from recovery_probe.record.layout import Timeline
+from recovery_probe.recorders.scalars import recovery
 from recovery_probe.saying import bar, on_terminal, say
 from recovery_probe.training import Training
 
 QUIET = 60  # seconds after which a plain line comes in mid-epoch too
-RECENT = 3  # epochs that recovery so far is of: all of a long run would take longer and longer
 
 
 class Progress:
@@ -50,10 +49,7 @@ class Progress:
         if within and not late and done < self.episodes:
             return
         loss = float(training.rows[done, :T].mean())
-        start = max(0, done - RECENT * self.timeline.per_epoch)
-        schedule = training.timeline.schedule[start:done]
-        recovery = stats.recovery_so_far(training.rows[start : done + 1, :T], schedule)
-        said = f"loss {loss:.3f}, recovery {_none_yet(recovery)}"
+        said = f"loss {loss:.3f}, recovery {_none_yet(recovery(training))}"
         self.step(0, said=said)
         if on_terminal():
             return
