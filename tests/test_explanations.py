@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 from conftest import tiny
+from explained import said
+from learned import LearnedComponent
+from recovery_probe_analyses import kernel_by_lag, linearised
 from recovery_probe_analyses.age_curve import AgeCurve
 from recovery_probe_analyses.mechanism import READ, Mechanism, check_recovery, decisions, stored
 
@@ -87,6 +90,23 @@ def test_what_planted_numbers_come_out_as(
         assert together([rule.decide(*planted[rule.part]) for rule in own]) == word
 
 
+def test_features_that_must_be_learned_are_found(tmp_path: Path) -> None:
+    """And no less where they are kept once they are learned: a kernel held then has them."""
+    process, times = LearnedComponent(), (0, 80)
+    run = rp.simulate(process, tmp_path)
+    runs, done = [run, *run.controls], run.episodes_done
+    held = [
+        [(process.train(one.schedule.values, t)[0][t:], done - t) for t in times] for one in runs
+    ]
+    found = linearised.numbers(held, runs, times)
+    of_run = [process.train(one.schedule.values)[1] for one in runs]
+    kernels = np.array([[process.kernel(layers[t]) for t in (0, done)] for layers in of_run])
+    grown = kernel_by_lag.numbers(np.stack([kernels] * 2), np.ones((2, 2, 2)), runs, (0, done))
+    assert said("H1", linearised=found, kernel_by_lag=grown) == "supported"
+    q = found.q.sel(run="cyclic", reading="curve")
+    np.testing.assert_allclose(q, [0, 1], atol=0.15)
+
+
 @pytest.mark.parametrize(("process", "there"), [("linear_documents", True), ("age_only", False)])
 def test_no_share_of_a_recovery_that_is_not_there(
     process: str, there: bool, tmp_path: Path
@@ -127,20 +147,20 @@ def test_the_whole_of_it_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "runs to train from checkpoints" in capsys.readouterr().err
     assert not (run.path / "experiments").exists()
     main(["experiment", "mechanism", str(tmp_path)])
-    said = capsys.readouterr()
-    assert all(f"{name} ({claim})" in said.out for name, claim in CLAIMS.items())
+    printed = capsys.readouterr()
+    assert all(f"{name} ({claim})" in printed.out for name, claim in CLAIMS.items())
     run = rp.open_run(run.path)
     for part in Mechanism().parts():
         assert (run.path / "analyses" / f"{part.name}.zarr").exists() or (
-            f"without {part.name}" in said.err
+            f"without {part.name}" in printed.err
         )
-    assert "H6 (memory of the optimizer): contradicted" in said.out  # plain descent has none
+    assert "H6 (memory of the optimizer): contradicted" in printed.out  # plain descent has none
     report = (run.path / "report.html").read_text()
     assert "mechanism" in report
     before = {p: p.stat().st_mtime_ns for p in (run.path / "experiments").rglob("provenance.json")}
     main(["experiment", "mechanism", str(tmp_path)])
     again = capsys.readouterr()
-    assert again.out.splitlines()[0] == said.out.splitlines()[0]
+    assert again.out.splitlines()[0] == printed.out.splitlines()[0]
     assert {p: p.stat().st_mtime_ns for p in before} == before
     found = stored(run, plugins.made(plugins.find("experiments", "mechanism"), {}, "mechanism"))
     assert found is not None

@@ -115,6 +115,7 @@ def test_a_network_that_is_linear_in_what_is_trained(
     run = rp.fit(settings, tmp_path / "run")
     dataset = Analysis(from_checkpoint=True)(run)
     assert dataset.episodes_done.values.tolist() == [0, 6]
+    assert dataset.trained.values.tolist() == [[18, 12]]  # from either, to the run's end
     losses, trained = linearised(run, 6, 6)  # the optimizer goes on from what it remembers
     assert trained == 6
     np.testing.assert_allclose(losses, run.losses.values[6:13], atol=1e-10)

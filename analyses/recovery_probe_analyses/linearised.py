@@ -31,12 +31,12 @@ BOUND = 0.1  # the smallest difference of Q from 1 that matters
 @dataclass(frozen=True)
 class Linearised(Analysis):
     """From the weights θ₀ after `episodes`, the linearised network f(θ₀) + J(θ₀)(θ - θ₀), f the
-    logits, is trained as the run was from there on: with its optimizer in the state that it had,
-    its documents in their order, its interventions. Its features and its kernel J(θ₀)J(θ₀)ᵀ cannot
-    change. Losses of all documents after each episode are compared with those that the run has of
-    the same episodes, at equal ages, over the last wait of T episodes or more that each document
-    both begins and ends in between: in a cycle one epoch after θ₀ is for the visits, and the next
-    for the waits.
+    logits, is trained as the run was from there on, to its end: with its optimizer in the state
+    that it had, its documents in their order, its interventions. Its features and its kernel
+    J(θ₀)J(θ₀)ᵀ cannot change. Losses of all documents after each episode are compared with those
+    that the run has of the same episodes, at equal ages, over the last wait of T episodes or more
+    that each document both begins and ends in between: the same waits from every θ₀ that is early
+    enough. In a cycle one epoch after θ₀ is for the visits, and the next for the waits.
 
     All (run, episodes_done), θ₀ by how many episodes were done:
 
@@ -49,17 +49,17 @@ class Linearised(Analysis):
       much of the network's age curve the linearised one's is; below 0 where less than its mean
       is, no value where the curve moves by less than .01 nats;
     - loss (…, network, age): means over documents; counted: how many, of all documents of runs;
-    - trained: for how many episodes the linearised network was, fewer than asked for where its
-      losses left the region in which they mean anything (attribute `asked`).
+    - trained: for how many episodes the linearised network was, fewer than `asked` (episodes_done)
+      where its losses left the region in which they mean anything.
 
     Raises `Missing` unless `from_checkpoint`, without such a checkpoint, or for a network with
     dropout; `InputError` where the checkpoint's losses are not those recorded.
     """
 
     # after how many episodes, of those that have a checkpoint; when not given, the first, and the
-    # last from which the run has trained for so many epochs more, of those that end an epoch
+    # last from which the run has trained for `epochs` more, of those that end an epoch
     episodes: tuple[int, ...] = ()
-    # for how many epochs; a wait takes one after the visit that it begins with
+    # from θ₀ to the run's end, at least; a wait takes one after the visit that it begins with
     epochs: Annotated[int, Ge(2)] = 2
     # run the model again from checkpoints, which takes torch and time
     from_checkpoint: bool = False
@@ -71,7 +71,8 @@ class Linearised(Analysis):
     Q = 1 exactly."""
     blind_spot = """Q near 1 says that features need not change after θ₀, not that they are none of
     training's: from the start nothing is learned beforehand, from a later θ₀ what was learned until
-    then is held. From the start the linearised network may also learn and forget less than the
+    then is held. So 0 from the start and 1 from later on is what features do that are learned early
+    and then kept. From the start the linearised network may also learn and forget less than the
     network, so that there is less to come back: the age curves show it, a ratio does not. A Q
     between says how much, not which features. It keeps the softmax: linear are the logits. Where a
     learning rate is stable for the network alone, Q is not defined, or small, for that reason. A
@@ -81,10 +82,9 @@ class Linearised(Analysis):
     needs = (RUN, once_an_epoch, checkpoints())
 
     def compute(self, *runs: Run) -> xr.Dataset:
-        times = self._times(runs)
-        asked = self.epochs * runs[0].config.documents.count
-        trained = [[linearised(run, time, asked) for time in times] for run in runs]
-        return _numbers(trained, runs, times, asked)
+        times, done = self._times(runs), groups.common(runs)
+        trained = [[linearised(run, time, done - time) for time in times] for run in runs]
+        return numbers(trained, runs, times)
 
     def _times(self, runs: Sequence[Run]) -> list[int]:
         """Episodes done at each θ₀."""
@@ -146,7 +146,7 @@ class Linearised(Analysis):
             each = words.by_run(here, _clause, "{run}: {clause}")
             clauses.append(f"Held as it is after {time} episodes. {'. '.join(each)}.")
         text = " ".join(clauses)
-        if (short := dataset.trained.values < dataset.attrs["asked"]).any():
+        if (short := (dataset.trained < dataset.asked).values).any():
             text += (
                 f" The linearised network left the region where its losses mean anything in "
                 f"{short.sum()} of {short.size} trainings: those have no Q."
@@ -218,18 +218,18 @@ def linearised(run: Run, episodes_done: int, episodes: int) -> tuple[stats.Float
     return training.rows[episodes_done : stop + 1], episodes
 
 
-def _numbers(
+def numbers(
     trained: Sequence[Sequence[tuple[stats.Floats, int]]],
     runs: Sequence[Run],
     times: Sequence[int],
-    asked: int,
 ) -> xr.Dataset:
-    """Of what `linearised` gives of each run at each θ₀."""
-    T, dims = runs[0].config.documents.count, ("run", "episodes_done")
+    """Of what `linearised` gives of each run at each θ₀, trained to the last episode that all runs
+    have."""
+    T, dims, stop = runs[0].config.documents.count, ("run", "episodes_done"), groups.common(runs)
     shape = (len(runs), len(times))
     curves = np.full((*shape, len(NETWORKS), T, T), np.nan)  # …, document, age
     for r, t in np.ndindex(shape):
-        start, stop = times[t], times[t] + asked
+        start = times[t]
         own = runs[r].losses.values[start : stop + 1, :T]
         for n, losses in enumerate((own, trained[r][t][0][:, :T])):
             curves[r, t, n] = _last_waits(losses, runs[r].schedule.values[start:stop], T)
@@ -247,13 +247,13 @@ def _numbers(
         coords={
             "run": groups.labels(runs),
             "episodes_done": list(times),
+            "asked": ("episodes_done", [stop - time for time in times]),
             "network": list(NETWORKS),
             "reading": list(READINGS),
             "age": np.arange(1, T + 1),
         },
         attrs={
             "T": T,
-            "asked": asked,
             "unit": "documents",
             "interval": "95% percentile bootstrap over documents, the same drawn of both networks",
             **groups.compared(runs),

@@ -48,9 +48,13 @@ class Rule:
 
 
 RULES = (
-    Rule("H1", "linearised", "score without feature learning, Q", (-INF, 0.5), (0.9, INF)),
+    # Features that are learned early and then kept are missed by a kernel held from the start, and
+    # by no later one.
+    Rule(
+        "H1", "linearised", "score with the kernel held from the start, Q", (-INF, 0.5), (0.9, INF)
+    ),
     Rule("H1", "kernel_by_lag", "growth of the neighbours' kernel", (0, INF), (-INF, 0)),
-    Rule("H2", "linearised", "score without feature learning, Q", (0.9, 1.1), (-INF, 0.5)),
+    Rule("H2", "linearised", "score with the kernel held later on, Q", (0.9, 1.1), (-INF, 0.5)),
     Rule("H2", "state_return", "R² that the state adds to age", (0, INF), (-INF, 0)),
     Rule(
         "H2", "remove_subspace", "recovery beyond a placebo's that goes", (0.25, INF), (-INF, 0.1)
