@@ -3,13 +3,16 @@ beside the published numbers of a separate simulation, and on a network."""
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import tiny, training
 from explained import said
+from kills import LIBRARIES, differences
 from recovery_probe_analyses.clock_or_cue import ClockOrCue
 
 import recovery_probe as rp
@@ -114,6 +117,35 @@ def test_only_what_is_missing_is_trained_again(
     assert "clock_or_cue: Recovery at age T" in said.out
     assert (run.path / "analyses" / "clock_or_cue.svg").exists()
     assert "clock_or_cue" in (run.path / "report.html").read_text()
+
+
+def test_killed_inside_an_arm(done: rp.Run, tmp_path: Path) -> None:
+    """By SIGKILL, some way into it; the same command goes on, and all comes out as if it had not
+    been."""
+    shutil.copytree(done.path.parent, tmp_path / "copy")
+    run = rp.open_run(tmp_path / "copy" / "cyclic")
+    arms = run.path / "experiments" / "clock_or_cue"
+    for name in ("reversed", "half_turn", "fresh"):
+        shutil.rmtree(arms / name)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    words = ["experiment", "clock_or_cue", str(run.path), "--cycles", "1"]
+    child = context.Process(target=main, args=(words,))
+    child.start()
+    while not (arms / "half_turn" / "record.zarr").exists():
+        assert child.is_alive()
+        time.sleep(0.002)
+    time.sleep(0.1)
+    child.kill()
+    child.join()
+    assert rp.open_run(arms / "reversed").provenance["status"] == "complete"
+    assert rp.open_run(arms / "half_turn").provenance["status"] != "complete"
+    begun = (arms / "reversed" / "provenance.json").stat().st_mtime_ns
+    main(words)
+    assert (arms / "reversed" / "provenance.json").stat().st_mtime_ns == begun
+    for arm in sorted(arms.iterdir()):
+        whole = done.path / "experiments" / "clock_or_cue" / arm.name
+        assert not differences(rp.open_run(arm), rp.open_run(whole)), arm.name
 
 
 def test_without_enough_documents_for_fresh_ones(tmp_path: Path) -> None:
