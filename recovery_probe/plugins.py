@@ -178,6 +178,7 @@ def hints(kind: type) -> dict[str, Any]:
     return found
 
 
+@functools.cache
 def comments(kind: type) -> dict[str, str]:
     """Field -> the comment above or beside it, in a class or those it is derived from."""
     found: dict[str, str] = {}
