@@ -150,7 +150,9 @@ def test_the_page_of_the_run_directory_has_every_file_and_fact(pair: rp.Run) -> 
 def test_every_name_and_plug_in_stands_on_a_page_of_the_api() -> None:
     pages = "\n".join(page.read_text("utf-8") for page in (DOCS / "api").glob("*.md"))
     told = set(re.findall(r"^::: (\S+)", pages, re.MULTILINE))
-    missing = [name for name in rp.__all__ if f"recovery_probe.{name}" not in told]
+    addresses = {name: f"recovery_probe.{name}" for name in rp.__all__}
+    addresses["simulate"] = "recovery_probe.simulations.writing.simulate"  # a module has that name
+    missing = [name for name, address in addresses.items() if address not in told]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     for group in project["entry-points"].values():
         for value in group.values():

@@ -24,7 +24,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 from recovery_probe_analyses.age_curve import AgeCurve
-from test_docs import DOCS, HOW_TO, ROOT, blocks
+from test_docs import DOCS, HOW_TO, ROOT, blocks, names, rows
 
 import recovery_probe as rp
 from recovery_probe import cli, config, plugins
@@ -43,6 +43,15 @@ STOPPED = re.compile(
     "is not a folder|Not a directory|no such run directory|not a run; it has|no run: it has"
     "|no sbatch here"
 )
+# The guides whose tables have all plug-ins of a group.
+GUIDES = {
+    "analyses": "analyse",
+    "experiments": "experiments",
+    "interventions": "intervene",
+    "recorders": "record",
+    "schedules": "train",
+    "simulations": "simulate",
+}
 NOT_RUN = {"clusters.md": "its executor is a Dask cluster's"}
 # What the pages speak of is there in a toy run of this size: block 3, 40 episodes.
 SIZE = {"epochs": 2, "steps": 1, "documents": {"count": 10}, "model": {"depth": 4}}
@@ -119,7 +128,7 @@ def _elsewhere(words: list[str]) -> list[str]:
     return words
 
 
-def test_every_flag_and_name_that_a_page_speaks_of_is_there() -> None:
+def test_every_flag_name_and_file_that_a_page_speaks_of_is_there() -> None:
     known = {*config.names(), "seed", "help", "help-all", "quiet"}
     for name in cli.COMMANDS:
         module = importlib.import_module(f"recovery_probe.commands.{name}")
@@ -131,6 +140,17 @@ def test_every_flag_and_name_that_a_page_speaks_of_is_there() -> None:
         text = page.read_text("utf-8")
         assert set(re.findall(r"`--([a-z][\w.-]*)", text)) <= known, page.name
         assert set(re.findall(r"\brp\.(\w+)", text)) <= set(dir(rp)), page.name
+        for file in re.findall(r"`((?:docs|tests|notebooks|recovery_probe)/[\w./-]+)`", text):
+            assert (ROOT / file).exists() or "/NAME" in file, f"{page.name}: {file}"
+
+
+@pytest.mark.parametrize(("group", "guide"), GUIDES.items())
+def test_the_table_of_a_guide_has_every_plug_in(group: str, guide: str) -> None:
+    text = (DOCS / "guide" / f"{guide}.md").read_text("utf-8")
+    assert names(text) == set(plugins.ours(group))
+    if group in ("analyses", "experiments"):  # and what it asks now
+        for name, about in rows(text):
+            assert about.startswith(plugins.find(group, name.strip("`")).question), name
 
 
 @pytest.mark.parametrize("page", having("toml"))
