@@ -203,6 +203,8 @@ def test_the_site_builds_and_asks_nothing_of_other_machines(tmp_path: Path) -> N
         reader = Requests()
         reader.feed(page.read_text("utf-8"))
         assert not reader.found, page.name
+    start = (tmp_path / "site" / "index.html").read_text("utf-8")
+    assert '<span class="flag">--out</span>' in start  # which no line breaks
     for style in (tmp_path / "site").rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//", style.read_text("utf-8")), style.name
     assert "recovery_probe.Run.losses" in (tmp_path / "site" / "api" / "runs.html").read_text(

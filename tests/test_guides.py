@@ -1,5 +1,6 @@
 """The README, the guides and every other page but those that `test_docs` runs line by line: their
-commands are understood, their settings are settings, their Python runs.
+commands are understood, their settings are settings, their Python runs. The notebooks, which tests
+run too, are committed with their outputs and nothing else.
 
 A command is given to the command line itself, in a place where nothing can be trained or written:
 `runs` is a file there, and no run is anywhere. So what is wrong with its words is said, and what is
@@ -12,6 +13,7 @@ import contextlib
 import importlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -220,3 +222,14 @@ def test_the_python_of_a_page_runs(page: Path, run: rp.Run, tmp_path: Path) -> N
     (tmp_path / "RUN").symlink_to(run.path)
     with at(tmp_path):
         execute(page, {"__name__": "page", "rp": rp, "run": run})
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda file: file.stem
+)
+def test_a_notebook_has_its_outputs_and_nothing_of_the_machine(file: Path) -> None:
+    text = file.read_text("utf-8")
+    cleaned = runpy.run_path(str(ROOT / "notebooks" / "clean.py"))["cleaned"]
+    assert text == cleaned(text), "python notebooks/clean.py notebooks/*.ipynb"
+    assert '"image/png"' in text
+    assert not re.search(r"(?<![\w+/])/(home|root|tmp|usr|Users)/|\bat 0x[0-9a-f]{6}", text)
