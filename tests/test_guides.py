@@ -59,9 +59,14 @@ NOT_RUN = {"clusters.md": "its executor is a Dask cluster's"}
 SIZE = {"epochs": 2, "steps": 1, "documents": {"count": 10}, "model": {"depth": 4}}
 
 
+INLINE = re.compile(r"`(python (?:-m )?\w+[./][^`]+)`")  # a command in the text, on a line or two
+
+
 def having(language: str) -> list[Any]:
     """The pages with blocks of a language."""
     pages = [page for page in PAGES if any(kind == language for kind, *_ in blocks(page))]
+    if language == "sh":
+        pages += [p for p in PAGES if p not in pages and INLINE.search(p.read_text("utf-8"))]
     return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages]
 
 
@@ -69,7 +74,7 @@ def commands(page: Path) -> list[list[str]]:
     """The words behind each `python` of a page, in blocks and in the text, as a shell that reads
     them would pass them on: loops, quotes and lines that go on are the shell's to read."""
     texts = [text for language, _, text in blocks(page) if language == "sh"]
-    texts += re.findall(r"`(python [^`\n]+)`", page.read_text("utf-8"))
+    texts += [" ".join(text.split()) for text in INLINE.findall(page.read_text("utf-8"))]
     script = "python() { local IFS=$'\\t'; echo \"$*\"; }\n"
     script += "".join(f"{name}() {{ :; }}\n" for name in OTHERS)
     bash = shutil.which("bash")
