@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,11 @@ GUIDES = {
     "simulations": "simulate",
 }
 NOT_RUN = {"clusters.md": "its executor is a Dask cluster's"}
-# What the pages speak of is there in a toy run of this size: block 3, 40 episodes.
-SIZE = {"epochs": 2, "steps": 1, "documents": {"count": 10}, "model": {"depth": 4}}
-
-
 INLINE = re.compile(r"`(python (?:-m )?\w+[./][^`]+)`")  # a command in the text, on a line or two
+# Instead of a preset: with the blocks that pages speak of, and without what takes time.
+TOY = {"epochs": 2, "steps": 1, "model": {"depth": 4}, "recorders": ["checkpoints"]}
+# The README's run: of all that is recorded by default, and 40 episodes.
+WHOLE = {"documents": {"count": 10}, "recorders": rp.Settings().recorders}
 
 
 def having(language: str) -> list[Any]:
@@ -127,7 +127,7 @@ def _elsewhere(words: list[str]) -> list[str]:
     """The words with all that is written in `runs`, which is a file."""
     if words[:1] == ["--resume"]:  # that is short for the settings of a run, and its place
         words = ["--config", "RUN/config.toml", "--out", words[1], "--resume", *words[2:]]
-    if "--plan" in words:  # of a sweep: trains an episode to measure it
+    if "--plan" in words:  # of a sweep, this trains an episode to measure it
         words.remove("--plan")
     if "--out" in words:
         at = words.index("--out") + 1
@@ -187,28 +187,29 @@ def execute(page: Path, namespace: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def at(place: Path, recorders: Sequence[str] = ("checkpoints",)) -> Iterator[None]:
-    """In a folder, with presets of the toy's size and few recorders, which take most of its
-    time."""
+def at(place: Path, **more: Any) -> Iterator[None]:
+    """In a folder, with toy settings in each preset's place."""
 
     def toy(name: str, **changes: Any) -> rp.Settings:
         config.preset(name, **changes)  # there is such a preset, and it takes such changes
-        return toy_settings(**{**SIZE, "recorders": recorders, **changes})
+        return toy_settings(**TOY | more | changes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rp, "preset", toy)
         patch.chdir(place)
         patch.syspath_prepend(str(place))
-        yield
-    sys.modules.pop("mine", None)
-    plt.close("all")
+        try:
+            yield
+        finally:
+            sys.modules.pop("mine", None)  # the next page has another
+            plt.close("all")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> rp.Run:
     """What the README's Python trains; the other pages open it, or have it at hand."""
     place = tmp_path_factory.mktemp("readme")
-    with at(place, rp.Settings().recorders):
+    with at(place, **WHOLE):
         execute(ROOT / "README.md", {"__name__": "page"})
     made = rp.open_run(place / "runs" / "mine" / "cyclic")
     gain = AgeCurve()(made, *made.controls)
