@@ -18,6 +18,7 @@ from recovery_probe_analyses.clock_or_cue import ClockOrCue
 import recovery_probe as rp
 from recovery_probe import stats
 from recovery_probe.analyze import estimate
+from recovery_probe.analyze.across import across
 from recovery_probe.cli import main
 from recovery_probe.experiments.conduct import conduct
 from recovery_probe.simulations.linear_documents import LinearDocuments
@@ -76,6 +77,8 @@ def test_linear_documents_have_a_cue_and_no_clock(done: rp.Run, tmp_path: Path) 
     assert share.low <= share.value < 0.1
     assert share.high < 0.5
     assert said("H8", clock_or_cue=found[0]) != "supported"
+    left = ClockOrCue(cycles=1).plot(across(found)).axes[-1]  # a line for each seed, and their mean
+    assert [len(line.get_xdata()) for line in left.get_lines()][:3] == [len(found[0].place)] * 3
 
 
 def test_what_it_trains_is_what_it_says(done: rp.Run) -> None:

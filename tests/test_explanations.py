@@ -3,7 +3,10 @@ network."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +16,20 @@ from explained import said
 from learned import LearnedComponent
 from recovery_probe_analyses import kernel_by_lag, linearised
 from recovery_probe_analyses.age_curve import AgeCurve
-from recovery_probe_analyses.mechanism import READ, Mechanism, check_recovery, decisions, stored
+from recovery_probe_analyses.mechanism import READ, Mechanism, check_recovery, decisions
 
 import recovery_probe as rp
 from recovery_probe import plugins
-from recovery_probe.analyze import estimate
+from recovery_probe.analyze import estimate, plots
 from recovery_probe.analyze.across import across
+from recovery_probe.analyze.analysis import RUN
 from recovery_probe.analyze.estimate import Estimate
+from recovery_probe.analyze.perform import analyze
 from recovery_probe.cli import main
+from recovery_probe.experiments import Experiment
+from recovery_probe.experiments.conduct import conduct
 from recovery_probe.experiments.rules import CLAIMS, RULES, together
+from recovery_probe.record.store import write_zarr
 
 HIGH, LOW = (0.95, 1.05), (-0.02, 0.02)
 
@@ -133,6 +141,51 @@ def test_seeds_that_agree_to_the_digit_decide() -> None:
     assert decisions(seed)[place] == "undecided"
 
 
+@dataclass(frozen=True)
+class Brought(Experiment):
+    """Brings one analysis together, and trains nothing."""
+
+    name, question, null, blind_spot = "brought", "Is it there?", "Nothing.", "All else."
+    needs = (RUN,)
+
+    def arms(self, run: rp.Run) -> dict[str, Any]:
+        return {}
+
+    def parts(self) -> list[Any]:
+        return [AgeCurve()]
+
+    def compute(self, *runs: rp.Run) -> xr.Dataset:
+        dataset = xr.Dataset(attrs={"unit": "documents"})
+        found = self.parts()[0].stored(runs[0])
+        estimate.put(dataset, "there", (), Estimate(np.array(float(found is not None))))
+        return dataset
+
+    def plot(self, dataset: xr.Dataset) -> Any:
+        return plots.mosaic([["all"]])[0]
+
+    def verdict(self, dataset: xr.Dataset) -> str:
+        return f"{float(dataset.there):.0f}"
+
+
+def test_what_is_brought_together_stands_over_seeds_beside_it(tmp_path: Path) -> None:
+    """As each run has it: nothing of it is done again."""
+    runs = [rp.simulate("linear_documents", tmp_path / str(s), seed=s) for s in range(3)]
+    for run in runs:
+        analyze(run, run.controls, ["age_curve"])
+        path = run.path / "analyses" / "age_curve.zarr"
+        changed = xr.open_zarr(path, consolidated=None).load()
+        changed.gain[:] = 7
+        shutil.rmtree(path)
+        write_zarr(changed, path)
+    controls = [control for run in runs for control in run.controls]
+    found = conduct([Brought()], runs, controls, out=tmp_path / "all")
+    assert found["brought"]["verdict"] == "1"
+    assert list(found["analyses"]) == ["age_curve", "brought"]
+    over = xr.open_zarr(tmp_path / "all" / "analyses" / "age_curve.zarr", consolidated=None)
+    assert over.attrs["unit"] == "3 seeds"
+    assert (over.gain == 7).all()
+
+
 @pytest.mark.slow
 def test_the_whole_of_it_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     documents = {"count": 6, "tokens": 8, "min_tokens": 8, "held_out": 2}
@@ -162,7 +215,7 @@ def test_the_whole_of_it_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     again = capsys.readouterr()
     assert again.out.splitlines()[0] == printed.out.splitlines()[0]
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    found = stored(run, plugins.made(plugins.find("experiments", "mechanism"), {}, "mechanism"))
+    found = plugins.made(plugins.find("experiments", "mechanism"), {}, "mechanism").stored(run)
     assert found is not None
     assert len(decisions(found)) == len(RULES)
     assert estimate.get(found, "measured").low.shape == (len(RULES),)

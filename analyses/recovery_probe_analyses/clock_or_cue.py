@@ -181,7 +181,7 @@ class ClockOrCue(Experiment):
         fig, panels = plots.mosaic([["loss", "score", "omitted"]])
         for i, name in enumerate(dataset.arm.values):
             y, label = dataset.loss.sel(arm=name), str(name).replace("_", " ")
-            panels["loss"].plot(dataset.age, y, color=plots.colour(i), label=label)
+            plots.line(panels["loss"], dataset.age, y, plots.colour(i), label, 1.5)
         panels["loss"].set(title="next epoch", xlabel="age, episodes", ylabel="nats/token")
         x = np.arange(dataset.sizes["arm"])
         for i, (reading, form) in enumerate((("curve", "o"), ("crossfitted", "s"))):
@@ -193,8 +193,8 @@ class ClockOrCue(Experiment):
         panels["score"].set(title="recovery at age T", ylabel="share of forgotten loss")
         for i, name in enumerate(dataset.run.values):
             part = dataset.omitted.sel(run=name, cycle=1)
-            y = part - part.mean()
-            panels["omitted"].plot(dataset.place, y, color=plots.colour(i), label=str(name))
+            y = part - part.mean("place")
+            plots.line(panels["omitted"], dataset.place, y, plots.colour(i), str(name), 1.5)
         panels["omitted"].axvline(0, color="0.6", lw=0.8)
         panels["omitted"].set(
             title="left out, first cycle", xlabel="episodes after its turn", ylabel="nats from mean"

@@ -187,7 +187,7 @@ class Mechanism(Experiment):
                 if name not in one.recorders:
                     replay(one, record=[name], episodes=(start, one.episodes_done))
         for part in self.parts():
-            if stored(run, part) is not None:
+            if part.stored(run) is not None:
                 continue
             say(f"mechanism: {part.name} of {run.path}")
             try:
@@ -199,7 +199,7 @@ class Mechanism(Experiment):
                 print(f"mechanism: without {part.name}: {missing}", file=sys.stderr)
 
     def seconds(self, run: Run, controls: Sequence[Run]) -> float:
-        lacking = {part.name for part in self.parts() if stored(run, part) is None}
+        lacking = {part.name for part in self.parts() if part.stored(run) is None}
         costs = COSTS | {"linearised": COSTS["linearised"] * (run.config.epochs + LAST)}
         epochs = sum(cost for name, cost in costs.items() if name in lacking)
         each = run.provenance.get("seconds", 0) / max(1, run.episodes_done)
@@ -207,7 +207,7 @@ class Mechanism(Experiment):
 
     def compute(self, *runs: Run) -> xr.Dataset:
         run, found, beside, lacking = runs[0], [], [], {}
-        datasets = {part.name: stored(run, part) for part in self.parts()}
+        datasets = {part.name: part.stored(run) for part in self.parts()}
         for rule, read in zip(RULES, READ, strict=True):
             try:
                 if (dataset := datasets[rule.part]) is None:
@@ -320,14 +320,3 @@ def bounds(dataset: xr.Dataset) -> tuple[NDArray[np.floating], NDArray[np.floati
     found = estimate.get(dataset, "measured")
     same = np.zeros(len(RULES), dtype=bool) if found.sd is None else np.asarray(found.sd) == 0
     return np.where(same, found.value, found.low), np.where(same, found.value, found.high)
-
-
-def stored(run: Run, part: Analysis) -> xr.Dataset | None:
-    """What an earlier call found of this run, with the same settings, as it is now."""
-    path = run.path / "analyses" / f"{part.name}.zarr"
-    if not path.exists():
-        return None
-    if path.stat().st_mtime < (run.path / "provenance.json").stat().st_mtime:
-        return None  # the run has gone on since
-    found = xr.open_zarr(path, consolidated=None).load()
-    return found if found.attrs.get("settings") == plugins.settings_of(part) else None

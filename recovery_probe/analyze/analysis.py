@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import xarray as xr
 
+from recovery_probe import plugins
 from recovery_probe.analyze import estimate, groups
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.analyze.salient import salient
@@ -68,6 +69,17 @@ class Analysis(Plugin, ABC):
             need(self, runs)
         dataset = self.compute(*runs)
         return dataset.assign_attrs(groups.origin(runs)) if runs else dataset
+
+    def stored(self, run: Run) -> xr.Dataset | None:
+        """What an earlier call left in a run's directory, if it was of the same settings, and the
+        run has not gone on since."""
+        path = run.path / "analyses" / f"{self.name}.zarr"
+        if not path.exists():
+            return None
+        if path.stat().st_mtime < (run.path / "provenance.json").stat().st_mtime:
+            return None
+        found = xr.open_zarr(path, consolidated=None).load()
+        return found if found.attrs.get("settings") == plugins.settings_of(self) else None
 
     def compute(self, *runs: Run) -> xr.Dataset:
         """Numbers of a run, which comes first, and its controls, with dimensions, units and how

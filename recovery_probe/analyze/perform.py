@@ -42,6 +42,7 @@ def analyze(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     out: str | os.PathLike[str] | None = None,
     from_checkpoint: bool = False,
+    anew: bool = True,
     formats: Sequence[str] = ("html",),
 ) -> dict[str, Any]:
     """Do `analyses` on a run, or on several that differ in their seed alone, beside their controls.
@@ -50,8 +51,9 @@ def analyze(
     with its settings. When none is, all installed ones that need a run, with `options` as their
     settings, by name: one that a run lacks something for, or that fails, is then left out, and why
     is told in the summary under `not_done`.
-    `from_checkpoint` lets analyses run the model again, which takes torch and time. Those that need
-    no run are done without: `analyze([], analyses=["toy_model"], out="toy")`.
+    `from_checkpoint` lets analyses run the model again, which takes torch and time. Unless `anew`,
+    what is there of a run by itself, of the same settings, is not done again. Those that need no
+    run are done without: `analyze([], analyses=["toy_model"], out="toy")`.
 
     Writes, under `out/analyses`, NAME.zarr, NAME.png, .svg and .pdf for each and one summary.json
     for all, then `out/report.html` (and `report.md`, as `formats` says). `out` is the run's own
@@ -96,7 +98,9 @@ def analyze(
             started = time.monotonic()
             not_done.pop(analysis.name, None)
             with _failures(analysis.name, not_done, bool(analyses)):
-                datasets[analysis] = _of_seeds(analysis, groups) if analysis.needs else analysis()
+                datasets[analysis] = (
+                    _of_seeds(analysis, groups, anew) if analysis.needs else analysis()
+                )
             step()
             seconds = time.monotonic() - started
             if seconds > LONG and not on_terminal():
@@ -125,7 +129,9 @@ def analyze(
     return summary
 
 
-def _of_seeds(analysis: Analysis, groups: Sequence[tuple[Run, list[Run]]]) -> xr.Dataset:
+def _of_seeds(
+    analysis: Analysis, groups: Sequence[tuple[Run, list[Run]]], anew: bool
+) -> xr.Dataset:
     """What an analysis finds of every seed, made one. Of several seeds, those that lack what it
     needs are left out and named, as long as two do not."""
     if not groups:
@@ -133,7 +139,8 @@ def _of_seeds(analysis: Analysis, groups: Sequence[tuple[Run, list[Run]]]) -> xr
     found, lacking = [], []
     for run, own in groups:
         try:
-            found.append(analysis(run, *own))
+            known = None if anew else analysis.stored(run)
+            found.append(analysis(run, *own) if known is None else known)
         except Missing as missing:
             lacking.append((run, missing))
     if lacking and len(found) < 2:

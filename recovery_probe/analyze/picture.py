@@ -83,7 +83,7 @@ def _curves(
     axes: Axes, dataset: xr.Dataset, epoch: int, control: str = "", colour: str = ""
 ) -> None:
     run, T, middle = str(dataset.run.values[0]), dataset.attrs["T"], dataset.attrs["middle"]
-    losses = _with_seeds(dataset.loss.isel(run=0)).sel(epoch=slice(None, epoch))
+    losses = plots.with_seeds(dataset.loss.isel(run=0)).sel(epoch=slice(None, epoch))
     earlier = losses.mean("seed").sel(epoch=slice(None, epoch - 1))
     for e, line in enumerate(earlier):
         shown = 0.15 + 0.35 * (e + 1) / len(earlier)
@@ -91,14 +91,14 @@ def _curves(
     pair = {f"{run}, epoch {epoch}": (losses.sel(epoch=epoch), plots.RUN)}
     if control and np.isfinite(dataset.gain.sel(control=control, epoch=epoch)):
         at = {"control": control, "epoch": epoch}
-        own, other = (_with_seeds(dataset[name].sel(at)) for name in ("run_loss", "control_loss"))
+        own, other = (
+            plots.with_seeds(dataset[name].sel(at)) for name in ("run_loss", "control_loss")
+        )
         pair = {f"{run}, epoch {epoch}": (own, plots.RUN)}
         pair[f"{control}, at equal age and time"] = (other, colour)
         _shade(axes, dataset.age.values, own.mean("seed"), other.mean("seed"), dataset.sel(at))
     for name, (each, shade) in pair.items():
-        if each.sizes["seed"] > 1:
-            axes.plot(dataset.age, each.T, color=shade, linewidth=0.6, alpha=0.35)
-        axes.plot(dataset.age, each.mean("seed"), color=shade, linewidth=2, label=name)
+        plots.line(axes, dataset.age, each, shade, name, 2)
     if len(earlier):
         axes.plot([], [], color=plots.RUN, alpha=0.35, linewidth=1, label=f"{run}, epochs before")
     axes.set(
@@ -152,7 +152,3 @@ def _parts(axes: Axes, found: xr.Dataset) -> None:
     over = "95% over" if found.attrs["unit"].endswith("seeds") else "spread over"
     axes.set(title=f"nats, {over}\n{found.attrs['unit']}", xlim=(-0.5, 2.5))
     axes.set_xticks(range(3), ["excess", "gain", "both"])
-
-
-def _with_seeds(array: xr.DataArray) -> xr.DataArray:
-    return array if "seed" in array.dims else array.expand_dims("seed")

@@ -130,6 +130,19 @@ def points(
     axes.plot(x, estimate.value, form, color=color, **{"ms": 4, **line})
 
 
+def line(axes: Axes, x: Any, values: xr.DataArray, color: Any, label: str, width: float) -> None:
+    """A line; of several seeds their mean, the seeds thin behind it."""
+    each = with_seeds(values)
+    if each.sizes["seed"] > 1:
+        axes.plot(x, each.T, color=color, linewidth=0.6, alpha=0.35)
+    axes.plot(x, each.mean("seed"), color=color, linewidth=width, label=label)
+
+
+def with_seeds(array: xr.DataArray) -> xr.DataArray:
+    """(seed, …), also of one."""
+    return array if "seed" in array.dims else array.expand_dims("seed")
+
+
 def band(axes: Axes, x: Any, estimate: Estimate, **options: Any) -> None:
     """The interval of a line of estimates, as an area."""
     axes.fill_between(x, estimate.low, estimate.high, linewidth=0, **options)

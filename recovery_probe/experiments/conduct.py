@@ -48,6 +48,10 @@ def conduct(
             experiment.before(run, own)
             for one in (run, *own):
                 train(experiment, one)
+    every = [part for experiment in experiments for part in experiment.parts()]
+    parts = [part for part in every if all(part.stored(run) is not None for run in runs)]
+    if len(runs) > 1 and parts:  # over seeds, in one report with what brings them together
+        analyze(runs, controls, parts, out=out, anew=False)
     return analyze(runs, controls, experiments, out=out)
 
 
