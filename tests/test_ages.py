@@ -320,3 +320,20 @@ def test_recovery_so_far_is_that_of_the_mean_of_latest_waits() -> None:
     expected = (max(mean) - mean[-1]) / (max(mean) - mean[0])
     assert stats.recovery_so_far(losses, schedule) == pytest.approx(expected)
     assert np.isnan(stats.recovery_so_far(losses[:5], schedule[:4])), "nothing has come back"
+
+
+def test_a_run_that_is_trained_is_told_by_an_epoch_that_most_documents_have(tmp_path: Path) -> None:
+    """And not by its newest, of which the documents that came first are known alone."""
+    run = rp.simulate("linear_documents", tmp_path / "run")
+    for done, epoch, said in ((20, 1, "Of 1 of 20"), (40, 1, ""), (44, 1, ""), (55, 2, "Of 16 of")):
+        dataset = ages.numbers(cut(run, tmp_path / str(done), done))
+        assert ages.last_epoch(dataset) == epoch
+        text = ages.three_numbers(dataset)[0][2]
+        assert said in text if said else "of 20 documents" not in text
+
+
+def test_a_runs_own_recovery_is_of_what_it_was_trained_on(tmp_path: Path) -> None:
+    run = rp.simulate("linear_documents", tmp_path)
+    assert run.losses.sizes["document"] > run.config.documents.count
+    found = AgeCurve()(run).score.sel(run="cyclic", reading="curve").dropna("epoch")
+    assert run.recovery == pytest.approx(float(found[-1]), abs=1e-9)

@@ -60,6 +60,7 @@ def test_the_page_grows_with_the_run(tmp_path: Path) -> None:
         assert f"It has {whole} of 15 episodes" in page
         if whole:
             assert _losses(page) == {"cyclic": (whole + 1) * documents}
+        assert ("comes when shuffled is trained" in page) == (whole > 0)
     assert shuffled[0] != cyclic[15]
     for done in range(1, 16):
         if whole := done // T * T:

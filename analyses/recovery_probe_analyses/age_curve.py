@@ -66,7 +66,7 @@ class AgeCurve(Analysis):
     compared on straight lines between epochs, which lie too high, most in the first two. What all
     documents of a run share, a shock at one time, is in no interval over documents: take several
     seeds."""
-    shown = ("score, crossfitted", "share that comes back, cross-fitted")
+    shown = ("gain", "gain on arrival, nats per token")
     paper = """The loss of a document peaks at .60 to .68 of the wait and falls before its turn
     (Pythia-1B, T = 25; section 3, read off its figures)."""
 

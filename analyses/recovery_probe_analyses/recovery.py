@@ -53,7 +53,7 @@ class Recovery(Analysis):
     component that its documents share has such scores too. A shuffled document waits between 1 and
     2T-1 episodes (2 to 2T-2 where document 0 stays first, and waits T), and a short wait leaves
     less to forget."""
-    shown = ("score, per_document", "recovery score per document")
+    shown = ("score, curve", "recovery score of the averaged curve")
     paper = """Much comes back: scores of .35, .73, .88 and .93 in epochs 1 to 4 (Pythia-1B, T =
     25; section 3, read off its figures)."""
 

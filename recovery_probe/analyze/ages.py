@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,7 @@ def numbers(*runs: Run, window: float | None = None) -> xr.Dataset:
             "scores and shares",
             "T": T,
             "middle": middle,
+            **_awaited(runs),
             **groups.compared(runs),
         },
     )
@@ -75,6 +77,13 @@ def numbers(*runs: Run, window: float | None = None) -> xr.Dataset:
     _put_scores(dataset, curves, runs)
     _put_parts(dataset, ours, theirs, runs[0])
     return dataset
+
+
+def _awaited(runs: Sequence[Run]) -> dict[str, str]:
+    """The control that will be trained when the run is done."""
+    controls = runs[0].provenance.get("controls", [])
+    waits = len(runs) == 1 and controls and runs[0].status == "running"
+    return {"awaited": Path(controls[0]).name} if waits else {}
 
 
 def mid_wait(T: int, window: float) -> int:
@@ -196,11 +205,12 @@ def _put_difference(
 
 def last_epoch(dataset: xr.Dataset) -> int:
     """The last epoch of which pairs with the first control are known, or, without any, cases of
-    the run."""
-    known = dataset.counted.values[0] > 0
-    if dataset.sizes["control"] and (paired := dataset.paired.values[0] > 0).any():
-        known = paired
-    return int(dataset.epoch.values[np.flatnonzero(known)[-1]])
+    the run: half as many, at least, as of the epoch with most. While a run is trained its newest
+    epoch has a few documents, and they are those that came first."""
+    known = dataset.counted.values[0]
+    if dataset.sizes["control"] and dataset.paired.values[0].any():
+        known = dataset.paired.values[0]
+    return int(dataset.epoch.values[np.flatnonzero(2 * known >= known.max())[-1]])
 
 
 def headline(dataset: xr.Dataset) -> str:
@@ -247,7 +257,9 @@ def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
     epoch, T = last_epoch(dataset), dataset.attrs["T"]
     run, *controls = (str(name) for name in dataset.run.values)
     curve, cross = _scores_of(dataset, run, epoch)
-    value = str(curve)
+    value, so_far = str(curve), ""
+    if (counted := int(dataset.counted.values[0][epoch - 1])) < int(dataset.documents):
+        so_far = f" Of {counted} of {int(dataset.documents)} documents."
     if controls:
         value += f"; {controls[0]} at equal age {_scores_of(dataset, controls[0], epoch)[0]}"
     when, own = "right before their turn", "its own, when its turn comes,"
@@ -259,11 +271,13 @@ def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
             "Recovery",
             value,
             f"Share of what documents forgot that has come back {when}, epoch "
-            f"{epoch}, averaged curve; cross-fitted, which noise does not raise: {cross}.",
+            f"{epoch}, averaged curve; cross-fitted, which noise does not raise: {cross}.{so_far}",
         )
     ]
     if not controls:
         why = "not defined: no control; train one with --control shuffled"
+        if dataset.attrs.get("awaited"):
+            why = f"comes when {dataset.attrs['awaited']} is trained, which is after this run"
         return [*found, ("Gain on arrival", why, ""), ("Excess in mid-wait", why, "")]
     for name, label, said in (
         (

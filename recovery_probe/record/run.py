@@ -344,7 +344,8 @@ class Run(Exported, Shown):
     @property
     def recovery(self) -> float:
         """Recovery so far, of the mean loss by age in the latest waits; NaN before any."""
-        return stats.recovery_so_far(self.losses.values, self.schedule.values)
+        trained_on = self.losses.values[:, : self.timeline.documents]
+        return stats.recovery_so_far(trained_on, self.schedule.values)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
