@@ -212,7 +212,7 @@ def test_colours_are_those_of_the_numbers(run: rp.Run, visit: Open) -> None:
         np.testing.assert_allclose(pixel / 255, expected[done, document, :3], atol=0.04)
 
 
-@pytest.mark.parametrize("size", [(1100, 900), (400, 800)])
+@pytest.mark.parametrize("size", [(1100, 900), (400, 800), (360, 800)])
 def test_the_page_fits(run: rp.Run, visit: Open, size: tuple[int, int]) -> None:
     page = visit(run.path / "report.html", size)
     told = page.evaluate("""() => {

@@ -94,8 +94,9 @@ def test_it_says_what_was_found_with_its_null(page: Page) -> None:
 def test_nothing_stands_twice(report: Path, page: Page) -> None:
     summary = json.loads((report.parent / "analyses" / "summary.json").read_text())
     for name, about in summary["analyses"].items():
-        assert page.text.count(f"{about['null']}") == 1, name
-        assert "verdict" not in about or page.text.count(about["verdict"]) == 1, name
+        null, verdict = (about.get(n, "").replace("`", "") for n in ("null", "verdict"))  # code
+        assert page.text.count(null) == 1, name
+        assert not verdict or page.text.count(verdict) == 1, name
     tables = summary["analyses"]["recovery"]["tables"]
     longest = max((row for t in tables for row in t["rows"]), key=lambda row: len("".join(row)))
     row = "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in longest) + "</tr>"

@@ -159,7 +159,8 @@ class ActivationSimilarity(Analysis):
                 "not defined" if np.isnan(value) else f"{value:.3f}"
                 for value in part.within.values[[0, -1]]
             )
-            return f"{first} in epoch 1, {last} in epoch {part.sizes['epoch']}"
+            later = f", {last} in epoch {part.sizes['epoch']}" * (part.sizes["epoch"] > 1)
+            return f"{first} in epoch 1{later}"
 
         growth = words.by_run(
             dataset,

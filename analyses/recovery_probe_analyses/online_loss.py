@@ -99,7 +99,7 @@ class OnlineLoss(Analysis):
         later = estimate.get(dataset, "later", run=run)
         if np.isnan(later.value):
             second = "no second epoch was finished"
-            return f"The online loss over epochs 2 to E is not defined: {second}."
+            return f"The online loss after the first epoch is not defined: {second}."
         last = dataset.attrs["last_epoch"]
         text = f"Over epochs 2 to {last} the online loss is {later} nats per token."
         for control in controls:

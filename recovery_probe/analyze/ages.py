@@ -251,6 +251,22 @@ def headline(dataset: xr.Dataset) -> str:
     return f"{text} {brackets(dataset)}"
 
 
+def lead(dataset: xr.Dataset) -> str:
+    """What is to be seen, for somebody who has never heard of it."""
+    epoch, (run, *controls) = last_epoch(dataset), map(str, dataset.run.values)
+    shares = [_scores_of(dataset, name, epoch)[0].value for name in (run, *controls[:1])]
+    said = ["not defined" if np.isnan(share) else f"{share:.0%}" for share in shares]
+    text = (
+        f"Anticipatory recovery: does a document that was forgotten come back before its turn? Of "
+        f"what was forgotten in {run}, epoch {epoch}, {said[0]} has come back right before it"
+    )
+    if controls:
+        text += f"; in {controls[0]}, at equal age, {said[1]}"
+    return f"{text}." + (
+        "" if dataset.attrs["unit"].endswith("seeds") else " One run decides nothing."
+    )
+
+
 def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
     """Label, value and explanation of the score, the gain and the excess, beside the first
     control."""
@@ -293,7 +309,8 @@ def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
         ),
     ):
         found_here = estimate.get(dataset, name, control=controls[0], epoch=epoch)
-        text = said.format(controls[0]) + f" at equal age and time. {brackets(dataset)}"
+        text = said.format(controls[0]) + " at equal age and time."
+        text += f" {brackets(dataset)}" * (name == "excess")
         value = _unpaired(controls[0], T) if np.isnan(found_here.value) else f"{found_here} nats"
         found.append((label, value, text))
     return found

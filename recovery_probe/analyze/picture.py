@@ -42,13 +42,19 @@ def of_seeds(groups: Sequence[tuple[Run, Sequence[Run]]]) -> xr.Dataset:
     return across([numbers(run, controls) for run, controls in groups])
 
 
-def reading(dataset: xr.Dataset) -> str:
-    """How to read the picture, in words that stand for it."""
+def caption(dataset: xr.Dataset) -> str:
+    """How to read the picture."""
     epoch, run = ages.last_epoch(dataset), dataset.run.values[0]
-    text = (
+    return (
         f"The mean loss of a document by the episodes since its own last one: in {run} its turn "
-        f"comes after {ages.turn(dataset)}. Bold: epoch {epoch}; faint: the epochs before."
+        f"comes after {ages.turn(dataset)}, and mid-wait is after {dataset.attrs['middle']}. Bold: "
+        f"epoch {epoch}; faint: the epochs before, as far as they fit."
     )
+
+
+def reading(dataset: xr.Dataset) -> str:
+    """Words that stand for the picture."""
+    epoch, text = ages.last_epoch(dataset), caption(dataset)
     for control in dataset.control.values:
         gain, excess, fall = (
             estimate.get(dataset, name, control=control, epoch=epoch)
@@ -131,13 +137,14 @@ def _shade(
         ends = [float(line.sel(age=place)) for line in (own, other)]
         arrow = {"arrowstyle": "<->", "color": colour, "shrinkA": 0, "shrinkB": 0, "linewidth": 1.5}
         axes.annotate("", (place, ends[0]), (place, ends[1]), arrowprops=arrow)
+        beside = name == "gain"  # the other stands below, clear of both lines
         axes.annotate(
             f"{label}\n{float(found[name]):+.2f} nats",
-            (place, sum(ends) / 2),
-            (5 if name == "gain" else -5, 0),
+            (place, sum(ends) / 2 if beside else min(ends)),
+            (5, 0) if beside else (0, -6),
             textcoords="offset points",
-            ha="left" if name == "gain" else "right",
-            va="center",
+            ha="left" if beside else "center",
+            va="center" if beside else "top",
             fontweight="bold",
             path_effects=[withStroke(linewidth=3, foreground="white", alpha=0.8)],
         )

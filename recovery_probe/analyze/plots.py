@@ -19,6 +19,7 @@ from recovery_probe.analyze.groups import apart
 if TYPE_CHECKING:  # half a second of start-up
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 P = ParamSpec("P")
 
@@ -207,18 +208,21 @@ def write(fig: Figure, path: Path) -> None:
     if engine := fig.get_layout_engine():
         engine.execute(fig)
         fig.set_layout_engine(None)
+    # Whatever its layout left outside: letters are wider in one format than in another.
+    box = fig.get_tightbbox().padded(0.04)
     for kind in KINDS:
         aside = path.with_name(f"{path.name}.{kind}.partial")
-        aside.write_bytes(_as(fig, kind))
+        aside.write_bytes(_as(fig, kind, box))
         os.replace(aside, path.with_name(f"{path.name}.{kind}"))
 
 
-def _as(fig: Figure, kind: str) -> bytes:
-    """The figure as a file of that kind, in the shared style and undated."""
+def _as(fig: Figure, kind: str, box: Bbox | None = None) -> bytes:
+    """The figure, or what of it a box in inches holds, as a file of that kind, in the shared style
+    and undated."""
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     import matplotlib as mpl
 
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        fig.savefig(buffer, format=kind, metadata=undated.get(kind))
+        fig.savefig(buffer, format=kind, metadata=undated.get(kind), bbox_inches=box)
     return buffer.getvalue()

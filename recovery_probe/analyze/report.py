@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import tempfile
 from collections import defaultdict
@@ -111,6 +112,8 @@ def _render(
         reload=reload,
         title=_title(runs) if runs else ", ".join(map(_words, summary["analyses"])),
         picture=None if dataset is None else figure("picture"),
+        lead="" if dataset is None else ages.lead(dataset),
+        caption="" if dataset is None else picture.caption(dataset),
         reading=why if dataset is None else picture.reading(dataset),
         numbers=[] if dataset is None else ages.three_numbers(dataset),
         primary=summary.get("primary"),
@@ -175,6 +178,13 @@ def _title(runs: Sequence[Run]) -> str:
     )
 
 
+def _with_code(text: str) -> Any:
+    """Escaped, and what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _flat(facts: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     """(dotted name, value) of facts within facts."""
     rows: list[tuple[str, Any]] = []
@@ -218,6 +228,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     env.filters["flat"] = _flat
+    env.filters["code"] = _with_code
     # One line of a Markdown table: no bar, no line break, nothing that starts code.
     env.filters["cell"] = lambda text: " ".join(
         str(text).replace("|", "¦").replace("`", "'").split()
