@@ -14,7 +14,9 @@ import importlib.util
 import inspect
 import json
 import sys
+import sysconfig
 import textwrap
+import traceback
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -213,8 +215,20 @@ def default_of(field: Any) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """`ValueError: what it says`."""
-    return f"{type(error).__name__}: {error}"
+    """`ValueError: what it says (mine.py:17)`: with the innermost line that is neither this
+    package's nor a library's."""
+    places = [f"{Path(f.filename).name}:{f.lineno}" for f in _frames(error)]
+    return f"{type(error).__name__}: {error}" + (f" ({places[-1]})" if places else "")
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    paths = sysconfig.get_paths()
+    theirs = (
+        str(Path(__file__).parent),
+        *(paths[name] for name in ("stdlib", "purelib", "platlib")),
+    )
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f for f in frames if not f.filename.startswith((*theirs, "<"))]
 
 
 @functools.cache
@@ -226,8 +240,8 @@ def _installed(group: str, name: str) -> object:
     known = installed(group)
     if name not in known:
         raise InputError(
-            f"no {group} plug-in {name!r}{nearest(name, known)}; installed: "
-            f"{', '.join(sorted(known))}; your own: file.py:NAME"
+            f"{group}: there is no {name!r} (installed: {', '.join(sorted(known))}; your own: "
+            f"file.py:NAME){nearest(name, known)}"
         )
     try:
         return known[name].load()

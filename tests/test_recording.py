@@ -148,7 +148,7 @@ def test_conformance_catches_what_it_should() -> None:
     [
         ({"a": [1.0, 2.0]}, r"'a' at step 0 of shape \(2,\); its layout says of shape \(\)"),
         ({"b": 1.0}, r"gave 'b'.*one of \['a'\]"),
-        (None, "recorder wrong failed at step 0: ZeroDivisionError"),
+        (None, r"wrong failed at step 0: ZeroDivisionError: .* \(test_recording.py:\d+\)"),
     ],
 )
 def test_a_wrong_recorder_is_named(rows: Any, said: str, tmp_path: Path) -> None:

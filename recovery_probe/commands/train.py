@@ -41,10 +41,9 @@ class Train:
     config: Path | None = None
     # the directory to write; runs/PRESET when not given
     out: Path | None = None
-    # other schedules, in which the matched run is trained too (shuffled, or
-    # shuffled:keep_first=true); twin: the run again, from weights changed by one unit in the last
-    # place; none: one run, straight in the directory. shuffled when not given, of a cyclic preset;
-    # none with --config
+    # other schedules, in which the matched run is trained too (shuffled, when not given, of a
+    # cyclic preset); shuffled:keep_first=true; twin: the run again, from weights changed by one
+    # unit in the last place; none: one run, straight in the directory, as with --config
     control: Annotated[tuple[str, ...], words("SCHEDULE")] = ()
     # recorders to add: installed names, or file.py:CLASS
     record: Annotated[tuple[str, ...], words("NAME")] = ()

@@ -53,13 +53,13 @@ def check_vacant(path: Path, overwrite: bool) -> None:
     if path.is_dir() and any(path.iterdir()):
         if not is_run(path):
             raise InputError(f"{path}: exists and is not a run: choose another --out")
+        if is_locked(path):
+            raise busy(path, holder(path))
         if not overwrite:
             raise InputError(
                 f"{path}: holds a run already: choose another --out, or add --overwrite "
                 "(overwrite=True), which deletes all that is in it"
             )
-        if is_locked(path):
-            raise busy(path, holder(path))
         return
     if path.exists() or path.is_symlink():
         if not path.is_dir():
