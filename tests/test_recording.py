@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -323,7 +324,8 @@ def test_failures_of_authors_are_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert rp.open_run(tmp_path / "exit").status == "failed"
     run = rp.fit(short, tmp_path / "finish", hooks=[kind(finish=fails)])
     assert run.status == "complete"
-    assert run.provenance["recorders"]["mine"]["error"] == "finish failed: KeyError: 'gone'"
+    error = run.provenance["recorders"]["mine"]["error"]
+    assert re.fullmatch(r"finish failed: KeyError: 'gone' \(test_recording.py:\d+\)", error)
     facts = kind(finish=lambda self: {"status": "x", "n": np.float32(2)})
     run = rp.fit(short, tmp_path / "facts", hooks=[facts])
     assert run.status == "complete"
