@@ -2,7 +2,8 @@
 
 RUN is a run, or another folder, that `recovery_probe.analyze` and `recovery_probe.experiment` left
 `analyses/` in. What it lacks is taken from MORE, in this order: `twin_distance` wants a run with
-`--control twin`, `toy_model` no run, and `pairwise_recovery` to be asked `--from-checkpoint`.
+`--control twin`, `toy_model` no run, and `pairwise_recovery` to be asked `--from-checkpoint`. What
+none of them has stays as the page has it.
 Figures are copied, their paths to a hundredth of a point; the page says which run each is of, its
 question, null, blind spot, and what was found.
 """
@@ -86,6 +87,13 @@ def found(folder: Path) -> dict[str, Any]:
     return dict(summary["analyses"])
 
 
+def kept(page: Path) -> dict[str, str]:
+    """Analysis -> what the page has of it."""
+    text = page.read_text("utf-8") if page.exists() else ""
+    parts = re.split(r"^(?=##+ )", text, flags=re.MULTILINE)
+    return {p.split()[1]: p.rstrip() + "\n" for p in parts if p.startswith("### ")}
+
+
 def about(folder: Path) -> str:
     """What was trained, in a line."""
     if not is_run(folder):
@@ -136,13 +144,17 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     folders = {folder: found(folder) for folder in (given.run, *given.more)}
-    page, elsewhere = [], []
+    page, elsewhere, before = [], [], kept(given.out / "index.md")
     for title, names in GROUPS.items():
         page.append(f"## {title}\n")
         for name in names:
             folder = next((f for f, told in folders.items() if name in told), None)
-            if folder is None:
+            if folder is None and name not in before:
                 raise SystemExit(f"{name}: was done in none of {', '.join(map(str, folders))}")
+            if folder is None:
+                page.append(before[name])
+                elsewhere += [name] * ("*Of another run:*" in before[name])
+                continue
             other = folder != given.run
             elsewhere += [name] * other
             page.append(part(name, folders[folder][name], about(folder) if other else ""))
