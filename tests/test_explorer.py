@@ -136,6 +136,7 @@ def test_a_brush_chooses_epochs(run: rp.Run, visit: Open) -> None:
     page = visit(run.path / "report.html", (1100, 2000))
     strip = page.locator("#explorer-charts .concat_0_layer_0_marks path")
     assert (signal(page, "first"), signal(page, "last")) == (1, EPOCHS)
+    strip.scroll_into_view_if_needed()
     box = strip.bounding_box()
 
     def drag(begin: float, end: float) -> tuple[int, int]:
