@@ -47,7 +47,10 @@ python -m recovery_probe.experiment mechanism {paths}
 
 The quickstart with its shuffled control, {over}. Trained on {trained}.
 What would support each explanation, and what would contradict it, was written down before any was
-looked at (`recovery_probe/experiments/rules.py`). This page is written by
+looked at (`recovery_probe/experiments/rules.py`), but for one change: H1 and H2 were once decided by
+the same kernel, held late, until a network whose features have to be learned, and then are kept, did
+not come out as H1. H1 is since decided by the kernel held from the start; that number had not been
+looked at. This page is written by
 `python docs/results.py --why {place}`."""
 PARTS = (
     *("age_curve", "linearised", "kernel_by_lag", "clock_or_cue", "allocation", "transplant"),
@@ -93,7 +96,9 @@ def explanations(place: Path, out: Path) -> None:
     for i, (rule, word) in enumerate(zip(RULES, words, strict=True)):
         one = estimate.get(found, "measured", prediction=i)
         numbers = (one.value, one.low, one.high, float(found.beside[i]))
-        shown = ["" if np.isnan(number) else f"{number:.2f}" for number in numbers]
+        shown = [
+            "" if np.isnan(number) else f"{round(float(number), 2) + 0:.2f}" for number in numbers
+        ]
         rows.append([rule.hypothesis, rule.measure, rule.part, *shown, word])
     with (out / "mechanism.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -104,7 +109,7 @@ def explanations(place: Path, out: Path) -> None:
         claims.append(f"- {name}, {claim}: **{together(own)}**")
     lines = [
         WHY.format(
-            paths=" ".join(str(run.path.parent) for run in runs)
+            paths=" ".join(str(run.path if len(runs) > 1 else run.path.parent) for run in runs)
             + (f" --out {place}" if len(runs) > 1 else ""),
             place=place,
             over=f"{len(runs)} seeds: intervals are 95% t intervals over them"
