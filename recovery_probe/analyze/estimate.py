@@ -76,8 +76,8 @@ class Estimate:
         if np.isnan(self.value):
             return "not defined"
         missing = self.low is None or np.isnan(self.low)
-        bounds = "interval not defined" if missing else f"{_two(self.low)}, {_two(self.high)}"
-        return f"{_two(self.value)} [{bounds}{'; ' if self._seeds else ''}{self._seeds}]"
+        bounds = "interval not defined" if missing else f"{two(self.low)}, {two(self.high)}"
+        return f"{two(self.value)} [{bounds}{'; ' if self._seeds else ''}{self._seeds}]"
 
     def with_test(self, form: str = ".2f", undefined: str = "") -> str:
         """`0.42 (0.10 under the null, p = 0.02, corrected p = 0.06, 5 seeds)`, what there is of
@@ -152,7 +152,7 @@ class Estimate:
         return ", ".join(part for part in (text, null, self._tested, self._seeds) if part)
 
 
-def _two(number: Any) -> str:
+def two(number: Any) -> str:
     """With two decimals, and no minus before nothing."""
     return f"{round(float(number), 2) + 0:.2f}"
 
