@@ -47,10 +47,10 @@ python -m recovery_probe.experiment mechanism {paths}
 
 The quickstart with its shuffled control, {over}. Trained on {trained}.
 What would support each explanation, and what would contradict it, was written down before any was
-looked at (`recovery_probe/experiments/rules.py`), but for one change: H1 and H2 were once decided by
-the same kernel, held late, until a network whose features have to be learned, and then are kept, did
-not come out as H1. H1 is since decided by the kernel held from the start; that number had not been
-looked at. This page is written by
+looked at (`recovery_probe/experiments/rules.py`), but for one change: H1 and H2 were once decided
+by the same kernel, held late, until a network whose features have to be learned, and then are kept,
+did not come out as H1. H1 is since decided by the kernel held from the start; that number had not
+been looked at. This page is written by
 `python docs/results.py --why {place}`."""
 PARTS = (
     *("age_curve", "linearised", "kernel_by_lag", "clock_or_cue", "allocation", "transplant"),
@@ -96,9 +96,7 @@ def explanations(place: Path, out: Path) -> None:
     for i, (rule, word) in enumerate(zip(RULES, words, strict=True)):
         one = estimate.get(found, "measured", prediction=i)
         numbers = (one.value, one.low, one.high, float(found.beside[i]))
-        shown = [
-            "" if np.isnan(number) else f"{round(float(number), 2) + 0:.2f}" for number in numbers
-        ]
+        shown = ["" if np.isnan(number) else estimate.two(number) for number in numbers]
         rows.append([rule.hypothesis, rule.measure, rule.part, *shown, word])
     with (out / "mechanism.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
