@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import recovery_probe as rp
 from recovery_probe.analyze.across import across
+from recovery_probe.analyze.perform import analyze
 from recovery_probe.errors import Missing
 from recovery_probe.linearised import Linearised
 
@@ -171,6 +172,17 @@ def test_dropout_is_refused_where_there_is_some(
         return
     with pytest.raises(Missing, match=r"the network has dropout.*--model.dropout 0"):
         Analysis(from_checkpoint=True)(run)
+
+
+def test_what_was_found_from_checkpoints_stays_in_the_report(tmp_path: Path) -> None:
+    """Of a later call that does not look at checkpoints, unless the run has gone on since."""
+    run = rp.fit(tiny(epochs=2), tmp_path / "run")
+    analyze(run, analyses=[Analysis(from_checkpoint=True)])
+    found = analyze(run)
+    assert "linearised" in found["analyses"]
+    assert "linearised" not in found["not_done"]
+    run = rp.fit(tiny(epochs=3), tmp_path / "run", resume=True)
+    assert "linearised" in analyze(run)["not_done"]
 
 
 def test_what_diverges_has_no_score(tmp_path: Path) -> None:

@@ -105,6 +105,10 @@ def analyze(
             seconds = time.monotonic() - started
             if seconds > LONG and not on_terminal():
                 say(f"analysed {analysis.name}: {seconds:.0f} s")
+    if not analyses and len(runs) == 1:  # what was found from checkpoints is so still
+        for analysis in chosen:
+            if analysis.name in about and _from_checkpoint(analysis).stored(runs[0]) is not None:
+                not_done.pop(analysis.name, None)
     multiplicity.correct(datasets)
     kept = {name: old[name] for name in KEPT if name in old}
     if runs:
