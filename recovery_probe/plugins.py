@@ -240,8 +240,8 @@ def _installed(group: str, name: str) -> object:
     known = installed(group)
     if name not in known:
         raise InputError(
-            f"{group}: there is no {name!r} (installed: {', '.join(sorted(known))}; your own: "
-            f"file.py:NAME){nearest(name, known)}"
+            f"no {group} plug-in {name!r}{nearest(name, known)}; installed: "
+            f"{', '.join(sorted(known))}; your own: file.py:NAME"
         )
     try:
         return known[name].load()

@@ -266,7 +266,7 @@ def test_help_shows_the_settings_of_what_is_named(site: Path) -> None:
         ),
         ("--intervene damp --damp.by -1", "damp.by = -1.0: should be greater than or equal to 0"),
         ("--loudness.factor 2", "unknown setting --loudness.factor"),
-        ("--intervene loudness", "interventions: there is no 'loudness'"),
+        ("--intervene loudness", "no interventions plug-in 'loudness'"),
     ],
 )
 def test_mistakes_are_one_line(site: Path, tmp_path: Path, words: str, said: str) -> None:
