@@ -223,12 +223,14 @@ def reason(error: BaseException) -> str:
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
     paths = sysconfig.get_paths()
-    theirs = (
-        str(Path(__file__).parent),
-        *(paths[name] for name in ("stdlib", "purelib", "platlib")),
-    )
-    frames = traceback.extract_tb(error.__traceback__)
-    return [f for f in frames if not f.filename.startswith((*theirs, "<"))]
+    libraries = (paths[name] for name in ("stdlib", "purelib", "platlib"))
+    theirs = [Path(__file__).parent, *map(Path, libraries)]
+    return [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<")
+        and not any(Path(frame.filename).is_relative_to(place) for place in theirs)
+    ]
 
 
 @functools.cache

@@ -337,3 +337,15 @@ def test_a_runs_own_recovery_is_of_what_it_was_trained_on(tmp_path: Path) -> Non
     assert run.losses.sizes["document"] > run.config.documents.count
     found = AgeCurve()(run).score.sel(run="cyclic", reading="curve").dropna("epoch")
     assert run.recovery == pytest.approx(float(found[-1]), abs=1e-9)
+
+
+def test_the_first_line_says_what_was_found(fake: Fake) -> None:
+    run, control = fake(0.7, 0.1, noise=0)
+    said = ages.lead(AgeCurve()(run, control))
+    assert "epoch 3, 70% has come back right before it; in shuffled, at equal age, 10%." in said
+    assert said.endswith("One run decides nothing.")
+    assert "shuffled" not in ages.lead(AgeCurve()(run))
+    seeds = rp.across([AgeCurve()(*fake(0.7, 0.1, seed=seed)) for seed in range(3)])
+    assert "decides nothing" not in ages.lead(seeds)
+    run.losses = run.losses.copy(data=np.ones_like(run.losses.values))
+    assert "nothing was forgotten that could" in ages.lead(AgeCurve()(run))

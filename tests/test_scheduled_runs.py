@@ -128,7 +128,7 @@ def test_ages_of_documents_that_come_back_among_others_that_do_not(tmp_path: Pat
             for age in range(1, 7)
         ]
         np.testing.assert_allclose(dataset.loss.values[0, epoch], mean)
-    assert "its turn comes after 6." in picture.reading(dataset)
+    assert "its turn comes after 6, and" in picture.reading(dataset)
     curves = plugins.find("analyses", "loss_curves")()(run)
     assert curves.attrs["focal"] == 2, "of those that come back"
     assert curves.begins.values.tolist() == [0, 6, 12, 18]
@@ -151,7 +151,7 @@ def test_a_wait_that_is_no_cycles_is_not_called_one(control: rp.Run, tmp_path: P
     said = age_curve.verdict(dataset)
     assert "within 5 episodes, before turns that come after 5 to 9 (" in said
     assert "On arrival" not in said
-    assert "its turn comes after 5 to 9." in picture.reading(dataset)
+    assert "its turn comes after 5 to 9, and" in picture.reading(dataset)
 
 
 @pytest.mark.parametrize("kind", ["gap", "omit"])

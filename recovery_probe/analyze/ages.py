@@ -254,17 +254,19 @@ def headline(dataset: xr.Dataset) -> str:
 def lead(dataset: xr.Dataset) -> str:
     """What is to be seen, for somebody who has never heard of it."""
     epoch, (run, *controls) = last_epoch(dataset), map(str, dataset.run.values)
-    shares = [_scores_of(dataset, name, epoch)[0].value for name in (run, *controls[:1])]
-    said = ["not defined" if np.isnan(share) else f"{share:.0%}" for share in shares]
-    text = (
-        f"Anticipatory recovery: does a document that was forgotten come back before its turn? Of "
-        f"what was forgotten in {run}, epoch {epoch}, {said[0]} has come back right before it"
+    text = "Anticipatory recovery: does a document that was forgotten come back before its turn?"
+    own, *others = (_scores_of(dataset, name, epoch)[0].value for name in (run, *controls[:1]))
+    if np.isnan(own):
+        return f"{text} In {run}, epoch {epoch}, nothing was forgotten that could."
+    when = "right before it" if _is_turn(dataset) else f"after {dataset.attrs['T']} episodes"
+    text += (
+        f" Of what was forgotten in {run}, epoch {epoch}, {round(own * 100)}% has come back {when}"
     )
-    if controls:
-        text += f"; in {controls[0]}, at equal age, {said[1]}"
-    return f"{text}." + (
-        "" if dataset.attrs["unit"].endswith("seeds") else " One run decides nothing."
-    )
+    if others:
+        share = "not defined" if np.isnan(others[0]) else f"{round(others[0] * 100)}%"
+        text += f"; in {controls[0]}, at equal age, {share}"
+    several = dataset.attrs["unit"].endswith("seeds")
+    return f"{text}." + ("" if several else " One run decides nothing.")
 
 
 def three_numbers(dataset: xr.Dataset) -> list[tuple[str, str, str]]:
