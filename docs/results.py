@@ -2,6 +2,7 @@
 
     python docs/results.py runs/sweeps --out docs/results
     python docs/results.py --why runs/why/all
+    python docs/results.py --why runs/why/smollm2/cyclic --name why-smollm2
 
 `runs/sweeps/NAME` as `python -m recovery_probe.sweep NAME --out runs/sweeps/NAME` leaves it: its
 table, its figures, its verdicts, and where its runs were trained. What the page says of sweeps that
@@ -45,13 +46,13 @@ WHY = """# Why: which explanations the evidence supports
 python -m recovery_probe.experiment mechanism {paths}
 ```
 
-The quickstart with its shuffled control, {over}. Trained on {trained}.
+{network}; its shuffled control; {over}. Trained on {trained}.
 What would support each explanation, and what would contradict it, was written down before any was
 looked at (`recovery_probe/experiments/rules.py`), but for one change: H1 and H2 were once decided
 by the same kernel, held late, until a network whose features have to be learned, and then are kept,
 did not come out as H1. H1 is since decided by the kernel held from the start; that number had not
 been looked at. This page is written by
-`python docs/results.py --why {place}`."""
+`python docs/results.py --why {place} --name {name}`."""
 PARTS = (
     *("age_curve", "linearised", "kernel_by_lag", "clock_or_cue", "allocation", "transplant"),
     *("remove_subspace", "readout", "state_return", "optimizer_memory"),
@@ -110,6 +111,8 @@ def explanations(place: Path, out: Path) -> None:
             paths=" ".join(str(run.path if len(runs) > 1 else run.path.parent) for run in runs)
             + (f" --out {place}" if len(runs) > 1 else ""),
             place=place,
+            name=out.name,
+            network=_network(runs[0]),
             over=f"{len(runs)} seeds: intervals are 95% t intervals over them"
             if len(runs) > 1
             else "one seed: intervals are over its documents, and another seed may differ",
@@ -140,6 +143,19 @@ def trained(place: Path) -> list[str]:
     ]
 
 
+def _network(run: Run) -> str:
+    """What was trained, on what, for how long."""
+    config = run.config
+    source, count = Path(config.model.source).name, run.provenance["parameters"]
+    return (
+        f"A {'random' if source == 'random' else f'pretrained ({source})'} network of "
+        f"{count / 1e6:.3g}M parameters; {config.documents.count} documents "
+        f"(`{config.documents.source}`) of {config.documents.tokens} tokens, {config.steps} "
+        f"gradient steps on each, {config.epochs} epochs, {config.optimizer.name}, learning rate "
+        f"{config.optimizer.lr:g}"
+    )
+
+
 def _machine(run: Run) -> str:
     """On what, with what a run was trained; where it ended, if it was resumed elsewhere."""
     facts = run.provenance
@@ -155,10 +171,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sweeps", type=Path, nargs="?")
     parser.add_argument("--why", type=Path)
+    parser.add_argument("--name", default="why", help="of the page of explanations")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     chosen = parser.parse_args()
     if chosen.why:
-        explanations(chosen.why, chosen.out / "why")
+        explanations(chosen.why, chosen.out / chosen.name)
     page = chosen.out / "README.md"
     texts = sections(page.read_text("utf-8")) if page.exists() else {}
     for place in (p.parent for p in chosen.sweeps.glob("*/sweep.zarr")) if chosen.sweeps else ():

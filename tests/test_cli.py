@@ -187,13 +187,19 @@ def test_help_fits_a_screen(
         assert int(found[1]) > more - 16
 
 
-def test_the_readmes_command_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_command_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [sys.executable, "-W", "error::UserWarning", "-m", "recovery_probe.train"]
     command += ["quickstart", "--out", "out", *SMALL]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path / "out")) == ["cyclic", "shuffled"]
-    assert done.stdout.splitlines()[-1] == "report: out/cyclic/report.html"
+    lead, recovery, gain, excess, count, report = done.stdout.splitlines()
+    assert lead.startswith("Anticipatory recovery: does a document that was forgotten come back")
+    assert recovery.startswith("  Recovery: ")
+    assert (gain[:19], excess[:22]) == ("  Gain on arrival: ", "  Excess in mid-wait: ")
+    assert report == "report: out/cyclic/report.html"
     announced = ("record ", "documents: ")
     lines = [line for line in done.stderr.splitlines() if not line.startswith(announced)]
     assert len(lines) == 6, "a plain line an epoch, and what will be recorded, and no more"
@@ -207,10 +213,16 @@ def test_the_readmes_command_end_to_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(os.listdir(tmp_path / "out" / "cyclic" / "analyses")) == expected
     assert not (tmp_path / "out" / "shuffled" / "analyses").exists(), "one report has both"
     summary = json.loads((tmp_path / "out/cyclic/analyses/summary.json").read_text())
+    done_and_not = (len(summary["analyses"]), len(summary["not_done"]))
+    assert count == "{} analyses done, {} not; the report says why".format(*done_and_not)
+    assert summary["headline"]["lead"] == lead
     for reading in ("curve", "per_document"):
         assert len(summary["recovery"]["left_out"]["cyclic"][reading]) == 2
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
     main(["analyze", "out/cyclic", "out/shuffled", "--analysis", "recovery"])
+    verdict = f"recovery: {summary['recovery']['verdict']}"
+    assert capsys.readouterr().out.splitlines() == [verdict, report], "what was asked for"
     assert json.loads((tmp_path / "out/cyclic/analyses/summary.json").read_text()) == summary
 
 

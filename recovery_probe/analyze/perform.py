@@ -16,7 +16,7 @@ from typing import Any
 import xarray as xr
 
 from recovery_probe import plugins
-from recovery_probe.analyze import baseline, multiplicity, plots, primary, report, twins
+from recovery_probe.analyze import ages, baseline, multiplicity, plots, primary, report, twins
 from recovery_probe.analyze.across import across
 from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.groups import match, same_weights
@@ -30,7 +30,7 @@ LONG = 10  # seconds of an analysis, after which a plain line says that it is do
 # These come first, in the summary and in the report; the others by name.
 FIRST = ("age_curve", "recovery", "loss_curves", "online_loss")
 # What summary.json holds beside the analyses, whose names these cannot be.
-KEPT = ("primary", "near_twin", "least_squares")
+KEPT = ("headline", "primary", "near_twin", "least_squares")
 RESERVED = ("runs", "controls", "analyses", "not_done", *KEPT)
 
 
@@ -159,12 +159,15 @@ def _beside(
     folder: Path,
     kept: dict[str, Any],
 ) -> dict[str, Any]:
-    """What a report says beside the analyses: what was declared, what rounding alone does, and what
-    plain least squares does; `kept` is what earlier calls said of other analyses."""
+    """What a report says beside the analyses: what is to be seen first, what was declared, what
+    rounding alone does, and what plain least squares does; `kept` is what earlier calls said of
+    other analyses."""
     runs: list[Run] = [run for run, _ in groups]
     told: dict[str, Any] = {}
     twins.put(datasets, groups)
     if by_age := [d for a, d in datasets.items() if a.name == primary.ANALYSIS]:
+        numbers = [list(row) for row in ages.three_numbers(by_age[0])]
+        told["headline"] = {"lead": ages.lead(by_age[0]), "numbers": numbers}
         told["primary"] = primary.primary(runs, by_age[0])
     if any(run.twins for run in runs):
         names = {analysis.name for analysis in datasets}

@@ -71,7 +71,8 @@ def run(argv: Sequence[str]) -> None:
         from_checkpoint=command.from_checkpoint,
         formats=command.format,
     )
-    tell(summary, command.out or runs[0].path, command.format)
+    asked = [analysis.name for analysis in chosen]
+    tell(summary, command.out or runs[0].path, command.format, asked)
 
 
 def _list() -> None:

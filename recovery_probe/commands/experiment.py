@@ -65,8 +65,7 @@ def run(argv: Sequence[str]) -> None:
     if len(runs) > 1 and out is None:
         raise InputError(f"{len(runs)} runs, one report: say where it goes with --out DIR")
     summary = conduct.conduct([experiment], runs, controls, out=out)
-    print(f"{experiment.name}: {summary[experiment.name]['verdict']}")
-    tell({"analyses": {}, "not_done": {}}, out or runs[0].path)
+    tell(summary, out or runs[0].path, asked=[experiment.name])
 
 
 def _question(name: str) -> str:
