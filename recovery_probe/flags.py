@@ -274,4 +274,6 @@ def _one_line(box: str) -> str:
     frame = re.compile(r"[│╭╮╰╯|]")
     parts = re.split(r"─{5,}|-{5,}", frame.sub(" ", box))
     said = parts[1] if len(parts) > 1 else box
-    return " ".join(said.split()).removeprefix("Error parsing ")
+    said = " ".join(said.split()).removeprefix("Error parsing ")
+    said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
+    return re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)

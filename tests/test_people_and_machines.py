@@ -321,7 +321,7 @@ def test_errors_are_one_line_in_any_language(language: str, tmp_path: Path) -> N
     command = [sys.executable, "-m", "recovery_probe.train", "quickstart", "--epochs", "six"]
     environment = {**os.environ, "LC_ALL": language, "PYTHONUTF8": "0"}
     done = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
-    expected = b"error: --epochs: invalid literal for int() with base 10: 'six'\n"
+    expected = b"error: --epochs: 'six' is no whole number\n"
     assert (done.returncode, done.stderr) == (2, expected)
 
 
