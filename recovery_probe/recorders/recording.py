@@ -201,7 +201,7 @@ class Recording:
                 writer.add_group(w.name, w.layout.arrays, w.layout.coords, due, settings)
 
     def sizes(self) -> dict[str, dict[str, tuple[tuple[int, ...], int]]]:
-        """Recorder -> array -> shape and bytes, uncompressed; `(files)` beside the record."""
+        """Recorder -> array -> shape and bytes, uncompressed; `files` beside the record."""
         sizes: dict[str, dict[str, tuple[tuple[int, ...], int]]] = {}
         for w in self.at_work:
             arrays = {}
@@ -209,7 +209,7 @@ class Recording:
                 shape = (len(w.due[a.time]), *a.shape)
                 arrays[name] = (shape, int(np.prod(shape)) * np.dtype(a.dtype).itemsize)
             if w.layout.files:
-                arrays["(files)"] = ((), w.layout.files)
+                arrays["files"] = ((), w.layout.files)
             sizes[w.name] = arrays
         return sizes
 

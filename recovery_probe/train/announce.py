@@ -32,7 +32,7 @@ def announce(recording: Recording, training: Training, path: Path, force: bool) 
             share = f", about {seconds / step:.0%} of a step"
         elif each == EPISODE and seconds > step:
             share = f", about {seconds:.1f} s at each of {calls} episodes"
-        say(f"record {recorder}: {size / 1e6:.1f} MB{share} ({shapes})")
+        say(f"record {recorder}: {size / 1e6:.1f} MB{share}{f' ({shapes})' if shapes else ''}")
         total += size
     if not force:
         check_room(path, total, "record less (--no-record checkpoints), or add --force")
