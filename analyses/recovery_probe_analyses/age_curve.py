@@ -98,7 +98,7 @@ class AgeCurve(Analysis):
             plots.zero(axes)
             axes.set(xlabel="epoch", xticks=dataset.epoch.values)
             if axes.get_legend_handles_labels()[0]:
-                axes.legend()
+                axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
         return fig
 
     def agrees(self, dataset: xr.Dataset) -> bool | None:

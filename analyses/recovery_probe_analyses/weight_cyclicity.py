@@ -181,9 +181,8 @@ class WeightCyclicity(Analysis):
                 axes.plot(tested.value[clear], place[clear], "o", color=colour)
             axes.set(xlabel=label, xlim=(0, 1.02), yticks=place, yticklabels=dataset.group.values)
             axes.invert_yaxis()
-        panels["share"].legend(
-            loc="center right", title="filled: corrected p < .05", title_fontsize=7
-        )
+        panels["share"].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        panels["order"].set_title("filled: corrected p < .05", fontsize=7, loc="right")
         return fig
 
     def agrees(self, dataset: xr.Dataset) -> bool | None:
