@@ -146,6 +146,7 @@ def test_killed_inside_an_arm(done: rp.Run, tmp_path: Path) -> None:
     begun = (arms / "reversed" / "provenance.json").stat().st_mtime_ns
     main(words)
     assert (arms / "reversed" / "provenance.json").stat().st_mtime_ns == begun
+    assert len(rp.open_run(arms / "half_turn").provenance["resumed"]) == 1, "not begun anew"
     for arm in sorted(arms.iterdir()):
         whole = done.path / "experiments" / "clock_or_cue" / arm.name
         assert not differences(rp.open_run(arm), rp.open_run(whole)), arm.name

@@ -57,7 +57,7 @@ class Progress:
         left = (self.spoke - self.started) / (done - self.done_before) * (self.episodes - done)
         epochs = self.timeline.place(self.episodes - 1)[0] + 1
         more = f" and {within} documents" if within else ""
-        say(f"{self.label}: epoch {epoch}{more} of {epochs}, {said}, {left:.0f} s left")
+        say(f"{self.label}: epoch {epoch} of {epochs}{more}, {said}, {left:.0f} s left")
 
 
 def _none_yet(score: float) -> str:
