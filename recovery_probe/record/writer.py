@@ -28,8 +28,9 @@ from recovery_probe.record.versions import changed, machine
 from recovery_probe.settings import Settings
 
 BEFORE = "-before"  # ends the name of a run that is being replaced
+ASIDE = ".replay-"  # begins the name of what a replay writes aside
 # Begin the names of what is of a run as it was, and made again.
-OF_THE_OLD = ("analyses", "report.", "checksums.json", "lock", ".replay-")
+OF_THE_OLD = ("analyses", "report.", "checksums.json", "lock", ASIDE)
 
 
 def _begins(path: Path) -> str:

@@ -23,6 +23,7 @@ from recovery_probe.record.lock import Lock
 from recovery_probe.record.run import Run
 from recovery_probe.record.sink import Sink, Unwritten
 from recovery_probe.record.versions import changed, machine
+from recovery_probe.record.writer import ASIDE
 from recovery_probe.recorders import Recorder
 from recovery_probe.recorders.recording import Recording
 from recovery_probe.saying import say
@@ -223,7 +224,9 @@ class Addition(Compared):
         self.first: dict[tuple[str, str], tuple[int, int]] = {}  # group, array -> rows that count
         self.groups: list[str] = []
         self.opened: dict[str, Any] = {}
-        self.aside = Path(tempfile.mkdtemp(prefix=".replay-", dir=run.path))
+        for left in run.path.glob(f"{ASIDE}*"):  # by one that was killed: the run is locked
+            shutil.rmtree(left)
+        self.aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=run.path))
 
     def __enter__(self) -> Addition:
         return self
