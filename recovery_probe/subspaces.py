@@ -2,17 +2,17 @@
 
 n vectors are `Vectors`: TransformerLens name of a parameter -> (n, *its shape), all of the same
 names. All is worked out from their inner products, (n, n): no matrix is of the weights' size on
-both sides.
+both sides, and of vectors that fill most of a memory only a piece at a time is made float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor
 
 from recovery_probe.errors import InputError
@@ -23,25 +23,27 @@ Vectors: TypeAlias = Mapping[str, Tensor]
 ROTATIONS = 100  # of which the best is taken
 DEPENDENT = 1e-9  # of an eigenvalue, as a share of the largest: there is no such direction
 FLAT = "vector ... -> vector (...)"
+PIECE = 1 << 18  # numbers of each vector
 
 
 def gram(vectors: Vectors, others: Vectors | None = None) -> Floats:
     """(n, m): inner products of n vectors and m others, or of one another, in float64."""
     others = vectors if others is None else others
-    flat = (
-        [rearrange(each[name], FLAT).double() for each in (vectors, others)] for name in vectors
-    )
-    return np.asarray(sum((a @ b.T for a, b in flat), torch.zeros(())).cpu().numpy())
+    pieces = (zip(_pieces(vectors[name]), _pieces(others[name]), strict=True) for name in vectors)
+    products = (a.double() @ b.double().T for pairs in pieces for a, b in pairs)
+    return np.asarray(sum(products, torch.zeros(())).cpu().numpy())
 
 
 def combined(vectors: Vectors, weights: Floats) -> dict[str, Tensor]:
     """k sums of n vectors, `weights` (k, n) of each, in float32 at least."""
     found = {}
     for name, each in vectors.items():
-        sums = einsum(
-            torch.as_tensor(weights).to(each.device), each.double(), "k n, n ... -> k ..."
-        )
-        found[name] = sums.to(torch.promote_types(each.dtype, torch.float32))
+        wide = torch.promote_types(each.dtype, torch.float32)
+        sums = each.new_empty((len(weights), *each.shape[1:]), dtype=wide)
+        factors = torch.as_tensor(weights).to(each.device)
+        for into, piece in zip(_pieces(sums), _pieces(each), strict=True):
+            into.copy_(factors @ piece.double())
+        found[name] = sums
     return found
 
 
@@ -76,7 +78,8 @@ def removed(directions: Vectors, vectors: Vectors) -> float:
     orthonormal, but independent."""
     inside = gram(directions, vectors)  # (k, n)
     along = np.linalg.solve(gram(directions), inside)
-    whole = sum(float(each.double().pow(2).sum()) for each in vectors.values())
+    pieces = (piece.double() for each in vectors.values() for piece in _pieces(each))
+    whole = sum(float(piece.pow(2).sum()) for piece in pieces)
     return float((inside * along).sum() / whole)
 
 
@@ -89,11 +92,13 @@ def placebo(vectors: Vectors, share: float, rng: np.random.Generator) -> dict[st
     """
     values, basis = directions_of(gram(vectors))
     rows = taking(values / values.sum(), share, rng)
-    inside = combined(vectors, rows @ basis)
     one = isotropic(vectors, 1, rng)
     outside = _minus(one, combined(vectors, gram(one, vectors) @ basis.T @ basis))
     lean = np.sqrt(np.clip(1 - (rows**2).sum(axis=1, keepdims=True), 0, None) / gram(outside))
-    return {n: inside[n] + each for n, each in combined(outside, lean).items()}
+    found = combined(vectors, rows @ basis)
+    for name, each in found.items():
+        each += combined({name: outside[name]}, lean)[name]
+    return found
 
 
 def taking(energies: Floats, share: float, rng: np.random.Generator) -> Floats:
@@ -121,6 +126,11 @@ def isotropic(like: Vectors, count: int, rng: np.random.Generator) -> dict[str, 
         drawn = rng.standard_normal((count, *each.shape[1:]), dtype=np.float32)
         found[name] = torch.from_numpy(drawn).to(torch.promote_types(each.dtype, torch.float32))
     return found
+
+
+def _pieces(vectors: Tensor) -> Iterator[Tensor]:
+    """(n, some) views of n vectors, which together are all of them."""
+    yield from rearrange(vectors, FLAT).split(PIECE, dim=1)
 
 
 def _minus(a: Vectors, b: Vectors) -> dict[str, Tensor]:

@@ -58,6 +58,15 @@ def test_principal_directions_are_those_of_the_svd() -> None:
     assert np.allclose(np.abs(np.sum(found * expected, axis=1)), 1)  # each one, in this order
 
 
+def test_what_is_worked_out_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subspaces, "PIECE", 3)  # which divides no parameter but one
+    values, others, weights = drawn(5), drawn(4, seed=1), drawn(5, seed=2)[:2, :5]
+    assert np.allclose(subspaces.gram(vectors(values), vectors(others)), values @ others.T)
+    assert np.allclose(flat(subspaces.combined(vectors(values), weights)), weights @ values)
+    share = subspaces.removed(vectors(others), vectors(values))
+    assert share == pytest.approx(energy(others, values))
+
+
 def test_vectors_of_zero_do_not_count_and_dependent_ones_count_once() -> None:
     values = drawn(4)
     values[1], values[3] = 0, 2 * values[0]

@@ -33,7 +33,7 @@ def gradients(
             each = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
             for name, gradient in zip(names, each, strict=True):
                 found[name].append(_kept(gradient))
-    return {name: torch.stack(each) for name, each in found.items()}
+    return {name: torch.stack(found.pop(name)) for name in names}
 
 
 def updates(point: Point, episodes: int) -> dict[str, Tensor]:
@@ -47,10 +47,10 @@ def updates(point: Point, episodes: int) -> dict[str, Tensor]:
         run = Run(origin)
         training = Training.begun(point.settings, run, point.begins.episodes_done)
         again(training, (), [moved], _Nowhere(run), episodes)
-    return {
+    return {  # each parameter let go once it is stacked: all are not there twice
         name: stacked
         for name in moved.before
-        if (stacked := torch.stack([each[name] for each in moved.each])).any()
+        if (stacked := torch.stack([each.pop(name) for each in moved.each])).any()
     }
 
 

@@ -47,15 +47,15 @@ class Project(Intervention):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.double().numpy().tobytes())
         made = cls(directions=f"{NOTEBOOK}{digest.hexdigest()}", **settings)
-        made.tensors = tensors
+        vars(made)["given"] = tensors
         return made
 
     def start(self, training: Training) -> None:
         self.parameters = training.model.parameters
-        if not hasattr(self, "tensors"):
-            self.tensors = self._read()
-        self._check()
-        self.basis = self._orthonormal()
+        given: Mapping[str, Tensor] | None = vars(self).get("given")
+        tensors = self._read() if given is None else given
+        self._check(tensors)
+        self.basis = self._orthonormal(tensors)
 
     def gradients(self, step: Step) -> None:
         if self.of == "gradient":
@@ -137,11 +137,11 @@ class Project(Intervention):
         except (OSError, SafetensorError) as error:
             raise InputError(f"{self._where}: cannot be read as safetensors: {error}") from error
 
-    def _check(self) -> None:
+    def _check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise `InputError` for directions that are not in the space of this network's weights."""
-        if not self.tensors:
+        if not tensors:
             raise InputError(f"{self._where}: there are none")
-        for name, tensor in self.tensors.items():
+        for name, tensor in tensors.items():
             if name not in self.parameters:
                 near = nearest(name, self.parameters)
                 raise InputError(f"{self._where}: the network has no parameter {name!r}{near}")
@@ -155,30 +155,37 @@ class Project(Intervention):
                 raise InputError(
                     f"{self._where}: {name} holds values that are no finite real numbers"
                 )
-        counts = {name: len(tensor) for name, tensor in self.tensors.items()}
+        counts = {name: len(tensor) for name, tensor in tensors.items()}
         if len({*counts.values()}) > 1:
             pairs = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise InputError(f"{self._where}: every parameter needs as many directions: {pairs}")
 
-    def _orthonormal(self) -> dict[str, Tensor]:
+    def _orthonormal(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameter -> (direction, value): an orthonormal basis of the directions' span, where
         the parameter is. Raises `InputError` unless they are independent."""
+        import numpy as np
         import torch
-        import torch.nn.functional as F
-        from einops import pack, rearrange, unpack
+        from einops import rearrange
 
-        flat, sizes = pack([t.double() for t in self.tensors.values()], "direction *")
-        unit = flat / flat.norm(dim=1, keepdim=True)
-        basis, mixing = torch.linalg.qr(rearrange(unit, "direction value -> value direction"))
-        # The diagonal: what part of a direction is outside of those before it.
-        for i, part in enumerate(F.pad(mixing.diagonal().abs(), (0, len(flat) - len(mixing)))):
-            if not part > DEPENDENT:
-                raise InputError(f"{self._where}: direction {i} is 0, or made of those before it")
-        parts = unpack(rearrange(basis, "value direction -> direction value"), sizes, "direction *")
+        from recovery_probe import subspaces
+
+        # Cholesky's factor of their cosines: its diagonal is the part of each direction, of length
+        # 1, that is outside of those before it.
+        inner = subspaces.gram(tensors)
+        lengths = np.sqrt(inner.diagonal())
+        scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        cosines = torch.from_numpy(inner * np.outer(scale, scale))
+        lower, failed = torch.linalg.cholesky_ex(cosines)
+        outside = lower.diagonal()[: int(failed) - 1 if failed else None] > DEPENDENT
+        if (independent := int(outside.cumprod(0).sum())) < len(inner):
+            raise InputError(
+                f"{self._where}: direction {independent} is 0, or made of those before it"
+            )
+        basis = subspaces.combined(tensors, np.linalg.solve(lower.numpy(), np.diag(scale)))
         return {
-            name: rearrange(part, "direction ... -> direction (...)").to(
+            name: rearrange(each, subspaces.FLAT).to(
                 self.parameters[name].device,
                 torch.promote_types(self.parameters[name].dtype, torch.float32),
             )
-            for name, part in zip(self.tensors, parts, strict=True)
+            for name, each in basis.items()
         }
