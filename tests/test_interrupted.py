@@ -183,7 +183,7 @@ def test_who_writes_and_whether_anybody_does(pair: rp.Run, tmp_path: Path) -> No
         then = time.time() - age
         os.utime(path / lock.HOLDER, (then, then))
         assert run.refresh().status == status, (host, folder, age)
-    held = lock.Lock(path, "nobody")
+    held = lock.Lock(path)
     held.begin()
     assert json.loads((path / lock.HOLDER).read_text())["pid"] == os.getpid()
     assert run.refresh().status == "running"

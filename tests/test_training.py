@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -142,16 +143,19 @@ def test_nothing_is_taken_up_that_is_not_there(
 
 def test_one_writer_at_a_time(pair: rp.Run, tmp_path: Path) -> None:
     shutil.copytree(pair.path, tmp_path / "run")
+    file = tmp_path / "run" / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": 1}))  # who trained it
+    who = f"is being written by process {os.getpid()} on "
     with Writer.reopen(tmp_path / "run") as writer:
         writer.go_on(7)
         run = rp.open_run(tmp_path / "run")
         assert (run.status, run.episodes_done) == ("running", 15)
         assert run.checkpoints == [0, 5]
-        with pytest.raises(rp.InputError, match="is being written by process"):
+        with pytest.raises(rp.InputError, match=who):
             Writer.reopen(tmp_path / "run")
-        with pytest.raises(rp.InputError, match="is being written by process"):
+        with pytest.raises(rp.InputError, match=who):
             rp.fit(tiny(epochs=1), tmp_path / "run", overwrite=True)
-        with pytest.raises(rp.InputError, match="is being written by process"):
+        with pytest.raises(rp.InputError, match=who):
             run.resume()
     run = rp.open_run(tmp_path / "run")
     assert (run.status, run.episodes_done) == ("killed", 15)

@@ -26,19 +26,19 @@ class Lock:
     `lock.json` says who holds it, and is touched every `BEAT` seconds: for readers on another
     machine, whose file system may not tell.
 
-    Raises `InputError`, with `holder`, while another process (or this one) holds it.
+    Raises `InputError` while another process (or this one) holds it.
     """
 
-    def __init__(self, folder: Path, holder: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder  # which may be renamed meanwhile
         self._held = FileLock(folder / LOCK)
         try:
             self._held.acquire(timeout=0)
         except Timeout:
-            raise busy(folder, holder) from None
+            raise busy(folder) from None
         if _elsewhere(folder):
             self._held.release()
-            raise busy(folder, holder)
+            raise busy(folder)
         self._over = threading.Event()
 
     def begin(self) -> None:
@@ -98,8 +98,18 @@ def _elsewhere(folder: Path) -> bool:
         return False
 
 
-def busy(folder: Path, holder: str) -> InputError:
+def holder(folder: Path) -> str:
+    """Who writes there, or wrote and was killed, as far as that is said."""
+    try:
+        about = json.loads((folder / HOLDER).read_text("utf-8"))
+        return f"process {about['pid']} on {about['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def busy(folder: Path) -> InputError:
     """The error where somebody writes."""
     return InputError(
-        f"{folder}: is being written by {holder}: wait until it has ended, or choose another --out"
+        f"{folder}: is being written by {holder(folder)}: wait until it has ended, or choose "
+        "another --out"
     )

@@ -136,11 +136,6 @@ class Run(Exported, Shown):
         status = str(self.provenance["status"])
         return "killed" if status == "running" and not lock.is_locked(self.path) else status
 
-    @property
-    def holder(self) -> str:
-        """Who writes it, or wrote it."""
-        return "process {} on {}".format(*(self.provenance.get(n, "?") for n in ("pid", "host")))
-
     def rng(self, purpose: str) -> np.random.Generator:
         """Random numbers for an analysis: a stream of the run's own for each purpose."""
         return generator(astuple(self.config.seed), purpose)

@@ -22,7 +22,7 @@ from recovery_probe.record import checksums, group, mends, store
 from recovery_probe.record.blank import lay_out
 from recovery_probe.record.folder import checkpoint_folder, checkpoints, is_run
 from recovery_probe.record.layout import STEP, TRAINING, Array, Timeline
-from recovery_probe.record.lock import Lock, busy, is_locked, was_left
+from recovery_probe.record.lock import Lock, busy, holder, is_locked, was_left
 from recovery_probe.record.run import Run, open_run
 from recovery_probe.record.versions import changed, machine
 from recovery_probe.settings import Settings
@@ -55,7 +55,7 @@ def check_vacant(path: Path, overwrite: bool) -> None:
         if not is_run(path):
             raise InputError(f"{path}: exists and is not a run: choose another --out")
         if is_locked(path):
-            raise busy(path, holder(path))
+            raise busy(path)
         if not overwrite:
             raise InputError(
                 f"{path}: holds a run already: choose another --out, or add --overwrite "
@@ -106,7 +106,7 @@ class Writer:
             if was_left(left) or (left.name.endswith(BEFORE) and path.exists()):
                 shutil.rmtree(left, ignore_errors=True)
         aside = Path(tempfile.mkdtemp(prefix=_begins(path), dir=path.parent))
-        writer = cls(aside, path, timeline, Lock(aside, "another process"))
+        writer = cls(aside, path, timeline, Lock(aside))
         try:
             writer.lock.begin()
             aside.chmod(0o777 & ~_umask())
@@ -128,7 +128,7 @@ class Writer:
     def reopen(cls, path: Path) -> Self:
         """Take up a run that is there. Its rows go on counting; `go_on` says from where they are
         written again. Raises `InputError` while somebody writes there."""
-        lock = Lock(path, open_run(path).holder)
+        lock = Lock(open_run(path).path)
         try:
             run = Run(path)
             writer = cls(path, path, run.timeline, lock)
@@ -239,10 +239,10 @@ class Writer:
         store.consolidate(self.record)
         before = None
         if is_run(self.path):
-            who = holder(self.path)
             if was_left(self.path):
+                who = holder(self.path)
                 print(f"note: {self.path} was left by {who}, which is gone", file=sys.stderr)
-            replaced = Lock(self.path, who)
+            replaced = Lock(self.path)
             before = self.aside.with_name(self.aside.name + BEFORE)
             os.rename(self.path, before)
         try:
@@ -324,14 +324,6 @@ class Writer:
         if name not in self._opened:
             self._opened[name] = group.opened(self.record, name)
         return self._opened[name]
-
-
-def holder(path: Path) -> str:
-    """Who writes a run directory, or wrote it, as far as its provenance can be read."""
-    try:
-        return Run(path).holder
-    except InputError:
-        return "another process"
 
 
 def _umask() -> int:

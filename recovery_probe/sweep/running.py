@@ -71,7 +71,7 @@ def sweep(
                 f"{one.path}: in the way, and not a run: move it, or choose another out"
             )
     out.mkdir(parents=True, exist_ok=True)
-    lock = Lock(out, "another sweep")
+    lock = Lock(out)
     lock.begin()
     try:
         for one in jobs:

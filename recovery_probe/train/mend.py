@@ -71,7 +71,7 @@ def _mend_losses(run: Run, rows: set[int]) -> None:
     M = run.config.steps
     run.losses = run.record.losses.copy(data=readable["losses"])  # instead of what is damaged
     run.train_loss = run.record.train_loss.copy(data=readable["train_loss"])
-    with threads(run.config.threads), closing(Lock(run.path, run.holder)) as lock:
+    with threads(run.config.threads), closing(Lock(run.path)) as lock:
         lock.begin()
         training = taken_up(run, max(0, min(rows) - 1), max(rows))
         taken = Taken(run, rows)
@@ -116,7 +116,7 @@ def _mend_checkpoints(run: Run, done: set[int]) -> None:
         remade if recorder.name == "checkpoints" else recorder
         for recorder in recorders.find(run.config)
     ]
-    with threads(run.config.threads), closing(Lock(run.path, run.holder)) as lock:
+    with threads(run.config.threads), closing(Lock(run.path)) as lock:
         lock.begin()
         training = taken_up(run, max(0, min(done) - 1), max(done))
         compared = Compared(run)

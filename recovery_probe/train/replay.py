@@ -75,7 +75,7 @@ def replay(
             raise InputError(
                 f"{run.path}: has {recorder.name} already; --overwrite (overwrite=True) replaces it"
             )
-    with threads(run.config.threads), closing(Lock(run.path, run.holder)) as lock:
+    with threads(run.config.threads), closing(Lock(run.path)) as lock:
         lock.begin()
         training = taken_up(run, start, stop)
         with Addition(run, training.timeline, start, stop) as addition:
