@@ -19,6 +19,7 @@ from recovery_probe.analyze.analysis import Analysis
 from recovery_probe.analyze.estimate import Estimate
 from recovery_probe.errors import InputError, Missing
 from recovery_probe.experiments import NEEDS, Experiment, scores
+from recovery_probe.machine import size_of
 from recovery_probe.plugins import key_of
 from recovery_probe.record import store
 from recovery_probe.saying import say
@@ -186,7 +187,11 @@ class RemoveSubspace(Experiment):
 
         T, ranks = run.config.documents.count, sorted(set(self.ranks))
         time, documents = self.source(run)
-        say(f"{run.path}: the updates of {T} episodes, and {len(documents)} gradients after {time}")
+        room = size_of(4 * (T + len(documents)) * int(run.provenance["parameters"]))
+        say(
+            f"{run.path}: the updates of {T} episodes, and {len(documents)} gradients after "
+            f"{time}, {room} of memory"
+        )
         updates = vectors.updates(self._arm(run, SAME), T)
         gradients = vectors.gradients(run, time, documents, [*updates])
         try:
