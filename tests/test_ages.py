@@ -249,6 +249,16 @@ def test_pure_forgetting_claims_nothing_in_words(fake: Fake) -> None:
     assert "spread over documents of one run" in said
 
 
+def test_a_bump_that_may_be_none_is_given_no_cause(fake: Fake) -> None:
+    dataset = AgeCurve()(*fake(0.6, 0.0, noise=1.5))
+    fall = estimate.get(dataset, "matched_fall", control="shuffled", epoch=3)
+    assert fall.low is not None
+    assert fall.low < 0 < 0.1 < fall.value, "the case that is meant"
+    said = AgeCurve().verdict(dataset)
+    assert "no bump that its documents tell from 0" in said
+    assert "caused" not in said
+
+
 @pytest.mark.parametrize(
     ("shift", "words"),
     [

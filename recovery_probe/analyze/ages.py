@@ -340,6 +340,8 @@ def _said(fall: Estimate, gain: Estimate, excess: Estimate) -> str:
         return "no bump that several seeds tell from 0"
     if fall.value < stats.MIN_FORGETTING:
         return "there is no bump"
+    if fall.low is not None and fall.low <= 0:
+        return "no bump that its documents tell from 0"
     cause = "of this bump is forgetting that the fixed order itself caused"
     if excess.value <= 0:
         return f"none {cause}"
