@@ -16,7 +16,7 @@ from explained import said
 from learned import LearnedComponent
 from recovery_probe_analyses import kernel_by_lag, linearised
 from recovery_probe_analyses.age_curve import AgeCurve
-from recovery_probe_analyses.mechanism import READ, Mechanism, check_recovery, decisions
+from recovery_probe_analyses.mechanism import READ, SHARES, Mechanism, check_recovery, decisions
 
 import recovery_probe as rp
 from recovery_probe import plugins
@@ -126,6 +126,12 @@ def test_no_share_of_a_recovery_that_is_not_there(
         return
     with pytest.raises(rp.Missing, match="no recovery to have a share of"):
         check_recovery(found)
+
+
+def test_whatever_is_a_share_of_recovery_asks_whether_there_is_any() -> None:
+    words = ("recovery", "restore")
+    shares = {rule.part for rule in RULES if any(word in rule.measure for word in words)}
+    assert shares == set(SHARES)
 
 
 def test_seeds_that_agree_to_the_digit_decide() -> None:

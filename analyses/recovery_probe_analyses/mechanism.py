@@ -40,7 +40,8 @@ COSTS = {
     "allocation": 14.0,
 }
 LAST = 2  # epochs that are trained again
-SHARES = ("readout", "transplant", "clock_or_cue")  # these measure shares of recovery
+# These measure shares of recovery.
+SHARES = ("readout", "transplant", "clock_or_cue", "remove_subspace", "optimizer_memory")
 COLOURS = {"supports": 2, "contradicts": 1}  # of `plots.colour`
 
 
