@@ -102,7 +102,7 @@ def explanations(place: Path, out: Path) -> None:
     with (out / "mechanism.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     rows.insert(1, ["---"] * len(rows[0]))
-    claims = []
+    claims, lacking = [], found.attrs.get("not_measured", [])
     for name, claim in CLAIMS.items():
         own = [word for rule, word in zip(RULES, words, strict=True) if rule.hypothesis == name]
         claims.append(f"- {name}, {claim}: **{together(own)}**")
@@ -122,6 +122,7 @@ def explanations(place: Path, out: Path) -> None:
         "\n".join(claims),
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         "[Numbers](mechanism.csv)",
+        *(["\n".join(f"- Not measured: {why}." for why in lacking)] if lacking else []),
     ]
     for name in parts[1:]:
         about = summary["analyses"][name]

@@ -226,6 +226,18 @@ def test_a_damaged_summary_is_said_and_written_anew(
     assert json.loads((tmp_path / "analyses" / "summary.json").read_text()) == found
 
 
+def test_what_another_call_finds_meanwhile_is_kept(pair: rp.Run, tmp_path: Path) -> None:
+    class Slow(OnlineLoss):
+        name = "slow"
+
+        def compute(self, *runs: rp.Run) -> xr.Dataset:
+            analyze(pair, (), [Recovery], out=tmp_path)
+            return super().compute(*runs)
+
+    found = analyze(pair, (), [Slow()], out=tmp_path)
+    assert set(found["analyses"]) == {"slow", "recovery"}
+
+
 def test_controls_and_seeds_that_are_none_are_refused(pair: rp.Run, tmp_path: Path) -> None:
     twin = planted(pair, tmp_path / "twin", pair.losses.values)
     with pytest.raises(rp.InputError, match="its schedule is the same, cyclic"):

@@ -177,11 +177,18 @@ class Mechanism(Experiment):
         return found
 
     def before(self, run: Run, controls: Sequence[Run]) -> None:
-        """Have measured what is not there yet."""
+        """Have measured what is not there yet. Says first where there may be nothing to explain."""
         from recovery_probe.analyze.perform import analyze
         from recovery_probe.experiments.conduct import conduct
         from recovery_probe.train.replay import replay
 
+        (curve,) = (part for part in self.parts() if part.name == "age_curve")
+        try:
+            if curve.stored(run) is None:
+                analyze(run, controls, [curve])
+            check_recovery(curve.stored(run))
+        except Missing as missing:
+            say(f"mechanism: {run.path}: {missing}; {', '.join(SHARES)} will decide nothing")
         for name in RECORDED:
             for one in (run, *controls):
                 start = int(one.timeline.last(LAST))

@@ -87,16 +87,11 @@ def analyze(
     for run in [*runs, *controls]:
         run.check()
     folder = place / "analyses"
-    old = _read_summary(folder / "summary.json")
-    about: dict[str, Any] = old.get("analyses", {})
-    summaries = {name: old[name] for name in about}
-    not_done = old.get("not_done", {}) | not_done
     datasets = {}
     with bar("analysing", len(chosen), "analyses") as step:
         for analysis in chosen:
             step(0, label=f"analysing: {analysis.name}")
             started = time.monotonic()
-            not_done.pop(analysis.name, None)
             with _failures(analysis.name, not_done, bool(analyses)):
                 datasets[analysis] = (
                     _of_seeds(analysis, groups, anew) if analysis.needs else analysis()
@@ -105,6 +100,13 @@ def analyze(
             seconds = time.monotonic() - started
             if seconds > LONG and not on_terminal():
                 say(f"analysed {analysis.name}: {seconds:.0f} s")
+    # Not before: another call may have written what it found meanwhile.
+    old = _read_summary(folder / "summary.json")
+    about: dict[str, Any] = old.get("analyses", {})
+    summaries = {name: old[name] for name in about}
+    tried = {analysis.name for analysis in chosen}
+    before = {name: why for name, why in old.get("not_done", {}).items() if name not in tried}
+    not_done = before | not_done
     if not analyses and len(runs) == 1:  # what was found from checkpoints is so still
         for analysis in chosen:
             if analysis.name in about and _from_checkpoint(analysis).stored(runs[0]) is not None:
