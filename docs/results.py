@@ -102,7 +102,9 @@ def explanations(place: Path, out: Path) -> None:
     with (out / "mechanism.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     rows.insert(1, ["---"] * len(rows[0]))
-    claims, lacking = [], found.attrs.get("not_measured", [])
+    claims, lacking = [], [f"Not measured: {why}." for why in found.attrs.get("not_measured", [])]
+    if left_out := [name for name in PARTS if name not in parts]:
+        lacking.append(f"Not done: {', '.join(left_out)}.")
     for name, claim in CLAIMS.items():
         own = [word for rule, word in zip(RULES, words, strict=True) if rule.hypothesis == name]
         claims.append(f"- {name}, {claim}: **{together(own)}**")
@@ -122,7 +124,7 @@ def explanations(place: Path, out: Path) -> None:
         "\n".join(claims),
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         "[Numbers](mechanism.csv)",
-        *(["\n".join(f"- Not measured: {why}." for why in lacking)] if lacking else []),
+        *(["\n".join(f"- {each}" for each in lacking)] if lacking else []),
     ]
     for name in parts[1:]:
         about = summary["analyses"][name]
