@@ -95,7 +95,7 @@ def test_an_interrupt_while_libraries_load_is_one_line(tmp_path: Path, seconds: 
     command = [sys.executable, "-m", "recovery_probe.train", "quickstart", *LONG.split()]
     command += ["--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(up + seconds)
+    time.sleep((2 * up if seconds else up) + seconds)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     if seconds:
