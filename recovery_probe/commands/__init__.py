@@ -23,7 +23,7 @@ def tell(
     """What the analyses that were asked for by name found, or of all of them what is to be seen
     first and how many were done; and where the page is."""
     not_done, headline = summary["not_done"], summary.get("headline")
-    for name in asked:
+    for name in dict.fromkeys(asked):
         print(f"{name}: {summary[name].get('verdict', 'see its figure')}")
     if not asked and headline:
         print(headline["lead"])
