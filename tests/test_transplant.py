@@ -244,7 +244,7 @@ def test_a_random_displacement_goes_as_far_and_all_comes_back(run: rp.Run) -> No
     before = {n: p.detach().clone() for n, p in training.model.parameters.items()}
     peak = {n: p + 0.1 * torch.randn_like(p) for n, p in before.items()}
     counted: list[Any] = []
-    partitions = {"kinds": parameter_kinds(before), "blocks": parameter_blocks(before)}
+    partitions = {"kinds": parameter_kinds(before), "blocks": parameter_blocks(before, 7)}
     made = exchange.Exchange(training, 1, peak, run.rng("test"), lambda: counted.append(1))
     with made as both:
         for base, target in ((both.peak, both.arrival), (both.arrival, both.peak)):
@@ -276,7 +276,7 @@ def test_every_parameter_is_in_one_group(architecture: str, tmp_path: Path) -> N
     folder = local_model(tmp_path / architecture, architecture)
     settings = tiny(model={"source": str(folder)}, documents={"tokens": 16})
     names = list(models.load(settings).parameters)
-    kinds, blocks = parameter_kinds(names), parameter_blocks(names)
+    kinds, blocks = parameter_kinds(names), parameter_blocks(names, 7)
     for groups in (kinds, blocks):
         assert sorted(n for own in groups.values() for n in own) == sorted(names)
     tied, bias = architecture != "gpt_neox", architecture != "llama"
@@ -290,6 +290,37 @@ def test_every_parameter_is_in_one_group(architecture: str, tmp_path: Path) -> N
         f"blocks.{b}.attn.{part}" for b in (0, 1) for part in "qk"
     }
     assert {n.rpartition(".")[2] for n in kinds["norms"]} == {"weight", *(["bias"] * bias)}
+
+
+def test_many_blocks_are_put_together() -> None:
+    names = [f"blocks.{b}.mlp.in.weight" for b in range(30)] + ["embed.weight"]
+    groups = parameter_blocks(names, 7)
+    bounds = [(b, b + 4) for b in range(0, 30, 5)]
+    assert list(groups) == [*(f"blocks {a} to {b}" for a, b in bounds), "outside blocks"]
+    assert [name for own in groups.values() for name in own] == names
+    assert list(parameter_blocks(names[:9], 4)) == [
+        *("blocks 0 to 2", "blocks 3 to 5", "blocks 6 to 8")
+    ]
+    assert list(parameter_blocks(names[:5], 4)) == ["blocks 0 to 1", "blocks 2 to 3", "block 4"]
+    assert len(parameter_blocks(names, 30)) == 31
+
+
+def test_blocks_put_together_are_put_in_together(tmp_path: Path) -> None:
+    deep = {**SHAPE, "epochs": 3, "model": {"depth": 3, "width": 32}}
+    run = rp.fit(tiny(**deep, checkpoints={"every": "episode"}), tmp_path / "run")
+    found = of(run, documents=1, orders=40, blocks=2).isel(run=0)
+    among = found.among.values == "blocks"
+    assert found.group.values[among].tolist() == ["blocks 0 to 1", "block 2", "outside blocks"]
+    ((j, *rows),) = moments(found.expand_dims("run"), run)
+    peak, arrival = (Training.at(run, row) for row in rows)
+    before = peak.losses(slice(j, j + 1)).item()
+    with torch.no_grad():
+        for name, parameter in peak.model.parameters.items():
+            if name.startswith(("blocks.0.", "blocks.1.")):
+                parameter.copy_(arrival.model.parameters[name])
+    restored = before - peak.losses(slice(j, j + 1)).item()
+    own = found.sel(group="blocks 0 to 1", document=j)
+    np.testing.assert_allclose(own.document_restored, restored, atol=1e-5)
 
 
 def test_names_that_no_rule_knows_are_the_rest() -> None:

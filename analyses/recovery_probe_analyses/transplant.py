@@ -47,7 +47,8 @@ class Transplant(Analysis):
     document's own noise does not choose it. Intervals are bootstraps over documents.
 
     Groups of parameters: kinds (norms: with their biases; biases: all others; a tied unembedding is
-    an embedding), blocks, and `all`, of which restored and lost are exactly 1. By (run, group), as
+    an embedding), blocks (of a deep network groups of consecutive ones, so that Shapley values need
+    not be drawn), and `all`, of which restored and lost are exactly 1. By (run, group), as
     shares of the run's bump:
 
     - restored: how much of it this group of arrival, alone, brings at the peak;
@@ -76,6 +77,8 @@ class Transplant(Analysis):
     # documents looked at, evenly spaced: each takes some hundred passes of one document, and those
     # that wait at once a copy of the weights each
     documents: Annotated[int, Ge(1), Le(10_000)] = 8
+    # blocks are put in one by one, or as so many groups of consecutive ones where there are more
+    blocks: Annotated[int, Ge(1), Le(10_000)] = 7
     # orders of the groups for Shapley values, half of them the others backwards; exact values where
     # these take no more passes (8 groups: from 38 on)
     orders: Annotated[int, Ge(4), Le(100_000)] = 40
@@ -99,7 +102,10 @@ class Transplant(Analysis):
 
     def compute(self, *runs: Run) -> xr.Dataset:
         T, cases, wait = runs[0].timeline.per_epoch, *self._cases(runs)
-        found = [transplanted(run, own, self.orders) for run, own in zip(runs, cases, strict=True)]
+        found = [
+            transplanted(run, own, self.orders, self.blocks)
+            for run, own in zip(runs, cases, strict=True)
+        ]
         labels = {among: list(own) for among, own in next(iter(found[0].values())).items()}
         nats = _arrays(found, labels, runs[0].config.documents.count)
         bump = nats.pop("bump")[..., 0]  # of all weights
@@ -318,7 +324,7 @@ def _put_shares(
 
 
 def transplanted(
-    run: Run, cases: Cases, permutations: int
+    run: Run, cases: Cases, permutations: int, blocks: int
 ) -> dict[int, dict[str, dict[str, dict[str, float]]]]:
     """Document -> among -> what is put in -> number -> nats (`recovery_probe.exchange`). The run is
     trained again once, from a checkpoint before the first of the moments that are asked for."""
@@ -331,7 +337,7 @@ def transplanted(
         training = replay.taken_up(run, min(rows), max(rows))
         parameters = training.model.parameters
         kinds = parameter_kinds(parameters)
-        partitions = {"kinds": kinds, "blocks": parameter_blocks(parameters)}
+        partitions = {"kinds": kinds, "blocks": parameter_blocks(parameters, blocks)}
         gains = [name for name in kinds.get("norms", []) if not name.endswith(".bias")]
         passes = exchange.passes(partitions.values(), permutations)
         seconds = exchange.seconds_of_a_pass(training) * passes * len(cases)

@@ -59,12 +59,20 @@ def parameter_kinds(names: Iterable[str]) -> dict[str, list[str]]:
     return _sorted(names, _kind, KINDS)
 
 
-def parameter_blocks(names: Iterable[str]) -> dict[str, list[str]]:
-    """`block 0` … and `outside blocks` -> parameters, by TransformerLens name."""
+def parameter_blocks(names: Iterable[str], most: int) -> dict[str, list[str]]:
+    """`block 0` … and `outside blocks` -> parameters, by TransformerLens name. Of more blocks than
+    `most` groups of consecutive ones, `blocks 0 to 4` …, at most so many; the last may be
+    smaller."""
     names = list(names)
-    blocks = {int(b) for name in names if (b := _block(name)) is not None}
-    known = [*(f"block {b}" for b in sorted(blocks)), "outside blocks"]
-    return _sorted(names, lambda n: known[-1] if (b := _block(n)) is None else f"block {b}", known)
+    blocks = sorted({b for name in names if (b := _block(name)) is not None})
+    each = -(-len(blocks) // most)
+    group: dict[int | None, str] = {None: "outside blocks"}
+    for place, block in enumerate(blocks):
+        first = place - place % each
+        own = blocks[first : first + each]
+        group[block] = f"block {block}" if len(own) == 1 else f"blocks {own[0]} to {own[-1]}"
+    known = [*(group[block] for block in blocks), group[None]]
+    return _sorted(names, lambda name: group[_block(name)], known)
 
 
 def _sorted(
