@@ -6,13 +6,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import log
 
+import numpy as np
 import torch
-from einops import einsum, reduce
+from einops import reduce
+from scipy.optimize.elementwise import find_root
 from torch import Tensor
 
 from recovery_probe.models import text
 from recovery_probe.models.text import Inputs
+from recovery_probe.stats import Floats, Ints
 
 RANGE = 20.0  # a temperature is between 1 / RANGE and RANGE
 NAMES = ("loss", "tempered", "biased", "both", "log_rank", "accuracy", "temperature")
@@ -70,23 +74,30 @@ class Positions:
 
     def best(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(documents,) each: the mean cross-entropy at the temperature at which it is least, and
-        the inverse of that temperature. The loss is convex in it: Newton's steps, inside a bracket
-        that closes on where the slope turns."""
+        the inverse of that temperature. The loss is convex in it, so that its slope turns once."""
         own = z.gather(-1, self.right[:, None])[:, 0]
-        beta = z.new_ones(self.documents)
-        low, high = torch.full_like(beta, 1 / RANGE), torch.full_like(beta, RANGE)
-        for _ in range(30):
-            p = (z * beta[self.owner][:, None]).softmax(-1)
-            mean = einsum(p, z, "position token, position token -> position")
-            around = (z - mean[:, None]) ** 2
-            square = einsum(p, around, "position token, position token -> position")
-            slope, curvature = (self.means(each).to(z) for each in (mean - own, square))
-            low, high = beta.where(slope < 0, low), beta.where(slope >= 0, high)
-            step = beta - slope / curvature.clamp_min(1e-12)
-            inside = (step > low) & (step < high)
-            before, beta = beta, step.where(inside, (low * high).sqrt())
-            if ((beta - before).abs() <= 1e-4 * before).all():
-                break
+
+        def slope(log_beta: Floats, documents: Ints) -> Floats:
+            """(document,), of those that are still looked for."""
+            beta = z.new_zeros(self.documents)
+            beta[documents] = torch.from_numpy(log_beta).to(z).exp()
+            beta = beta[self.owner]
+            these = beta > 0
+            logits, each = z[these], torch.zeros_like(own)
+            p = (logits * beta[these, None]).softmax(-1)
+            each[these] = torch.linalg.vecdot(p, logits) - own[these]
+            return self.means(each)[documents].cpu().numpy()
+
+        found = find_root(
+            slope,
+            (-log(RANGE), log(RANGE)),
+            args=(np.arange(self.documents),),
+            tolerances={"xatol": 1e-5, "xrtol": 0, "fatol": 0, "frtol": 0},
+        )
+        # Where the slope does not turn, the loss is least at an end.
+        ends = np.where(found.f_bracket[1] < 0, log(RANGE), -log(RANGE))
+        at = np.where(found.success, found.x, ends)
+        beta = torch.from_numpy(at).to(z).exp()
         return self.losses(z * beta[self.owner][:, None]), beta
 
 
