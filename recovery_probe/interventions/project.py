@@ -89,31 +89,33 @@ class Project(Intervention):
         return moving
 
     def _outside(self, whole: Mapping[str, Tensor], step: Step) -> dict[str, Tensor]:
-        """What remains of a vector; it and this by parameter, worked out in float32 at least."""
+        """What remains of a vector; it and this by parameter, worked out in float32 at least. In
+        its own memory where it has that format: vectors are as large as the network."""
         import torch
         from einops import einsum
         from torch.nn.utils import get_total_norm
 
         wide = next(iter(self.basis.values())).dtype
-        whole = {name: tensor.to(wide) for name, tensor in whole.items()}
+        rest = {name: tensor.to(wide) for name, tensor in whole.items()}
+        norm = get_total_norm(rest.values()) if self.keep_norm else 0
         each = [
-            einsum(basis, whole[name].flatten(), "direction value, value -> direction")
+            einsum(basis, rest[name].flatten(), "direction value, value -> direction")
             for name, basis in self.basis.items()
         ]
         along = torch.stack(each).sum(0)
-        rest = dict(whole)
         for name, basis in self.basis.items():
             inside = einsum(along, basis, "direction, direction value -> value")
-            rest[name] = whole[name] - inside.view_as(whole[name])
-        if not self.keep_norm:
+            rest[name].sub_(inside.view_as(rest[name]))
+        if not norm:
             return rest
-        norm, left = get_total_norm(whole.values()), get_total_norm(rest.values())
+        left = get_total_norm(rest.values())
         if left < NOTHING * norm:
             raise HookError(
                 f"intervention project, in step {step.index}: nothing of the {self.of} is outside "
                 "its directions, so that its norm cannot be kept"
             )
-        return {name: tensor * (norm / left) for name, tensor in rest.items()} if norm else rest
+        torch._foreach_mul_(list(rest.values()), norm / left)
+        return rest
 
     @property
     def _where(self) -> str:
