@@ -189,11 +189,10 @@ class Mechanism(Experiment):
             check_recovery(curve.stored(run))
         except Missing as missing:
             say(f"mechanism: {run.path}: {missing}; {', '.join(SHARES)} will decide nothing")
-        for name in RECORDED:
-            for one in (run, *controls):
-                start = int(one.timeline.last(LAST))
-                if name not in one.recorders:
-                    replay(one, record=[name], episodes=(start, one.episodes_done))
+        for one in (run, *controls):
+            start = int(one.timeline.last(LAST))
+            if lacking := [name for name in RECORDED if name not in one.recorders]:
+                replay(one, record=lacking, episodes=(start, one.episodes_done))
         for part in self.parts():
             if part.stored(run) is not None:
                 continue

@@ -121,7 +121,8 @@ class StateReturn(Recorder):
         logits, derivative = along(model, moved, inputs, then)
         slope, curvature = expansion(logits, derivative, inputs)
         linear = moved_loss(logits, derivative, inputs)
-        distance = torch.stack([each.double().pow(2).sum() for each in moved.values()]).sum()
+        norms = [torch.linalg.vector_norm(d, dtype=torch.float64) for d in moved.values()]
+        distance = torch.stack(norms).pow(2).sum()
         return curvature[0], slope[0], linear[0], distance
 
     def state(self) -> dict[str, Any]:
