@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+import torch.nn.functional as F
 from conftest import tiny
 from explained import said
 from recovery_probe_analyses.readout import Readout
@@ -161,6 +162,21 @@ def test_each_reading_is_what_an_optimiser_finds() -> None:
             lambda b, d=d, shift=found_bias: loss(d, b * shift, b), bounds=(1 / 20, 20)
         )
         assert found["both"][d].item() == pytest.approx(best.fun, abs=1e-4)
+
+
+def test_a_loss_that_falls_to_the_end_is_taken_there() -> None:
+    """Of a document whose right tokens are all the likeliest, or all the least likely."""
+    tokens = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]])
+    z = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)).clamp(-2, 2)
+    z[0].scatter_(1, tokens[0].roll(-1)[:, None], 3.0)
+    z[1].scatter_(1, tokens[1].roll(-1)[:, None], -3.0)
+    at = readings.Positions.of(z, {"tokens": tokens, "mask": torch.ones_like(tokens) > 0})
+    losses, beta = at.best(at.z)
+    np.testing.assert_allclose(beta[:2], [20, 1 / 20], rtol=1e-6)
+    assert 1 / 19 < beta[2] < 19
+    for d, b in enumerate(beta[:2]):
+        own = F.cross_entropy(b * z[d, :-1], tokens[d, 1:])
+        torch.testing.assert_close(losses[d], own.double(), rtol=1e-5, atol=1e-7)
 
 
 def test_it_is_recorded_of_the_last_epochs_and_replayed(tmp_path: Path) -> None:
