@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ import zarr
 
 import recovery_probe as rp
 from recovery_probe.cli import main
+from recovery_probe.record.layout import EPISODE, Array
+from recovery_probe.recorders import Episode, Layout, Recorder, Rows
 from recovery_probe.testing import toy_settings as tiny
 
 RECORDED = (
@@ -81,6 +86,29 @@ def test_a_new_hook_sees_what_it_would_have_seen(tmp_path: Path) -> None:
     there, recorded = (r.recorder("strength").drop_attrs().load() for r in (run, whole))
     assert there.identical(recorded)
     assert run.config == rp.open_run(run.path).config
+
+
+@dataclass
+class Slow(Recorder):
+    name = "slow"
+
+    def start(self, training: Any) -> Layout:
+        return Layout({"done": Array(EPISODE, (), (), "episodes done", "1", "int64")})
+
+    def rehearse(self) -> None:
+        sleep(0.3)
+
+    def after_episode(self, episode: Episode) -> Rows:
+        return {"done": episode.done}
+
+
+def test_what_it_will_take_is_said_of_the_episodes_that_are_replayed(
+    pair: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = without(pair, tmp_path / "run")
+    run.replay(record=[Slow], episodes=(8, 13))  # eight from the checkpoint after 5
+    (said,) = re.findall("slow: about (.+) s more", capsys.readouterr().err)
+    assert 2 <= int(said) < 0.3 * 15
 
 
 def test_any_moment(pair: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,10 +213,12 @@ class Recording:
             sizes[w.name] = arrays
         return sizes
 
-    def rehearse(self) -> dict[str, tuple[float, int, str]]:
+    def rehearse(self, stop: int | None = None) -> dict[str, tuple[float, int, str]]:
         """Recorder -> seconds of work of one call, the better of two tries when they are short;
-        the number of calls in the run; and whether a call is for a step or for an episode."""
-        costs = {}
+        the number of calls from here on, until `stop` episodes are done; and whether a call is for
+        a step or for an episode."""
+        costs, M, done = {}, self.training.timeline.steps, self.training.done
+        stop = self.training.timeline.episodes if stop is None else stop
         for w in self.at_work:
             tries: list[float] = []
             while len(tries) < 2 and sum(tries) < 1:
@@ -229,7 +231,11 @@ class Recording:
                     ) from error
                 tries.append((clock(self.training.model.device) - start) * parts)
             time_ = STEP if any(a.time == STEP for a in w.layout.arrays.values()) else EPISODE
-            costs[w.name] = (min(tries), len(w.due[time_]), time_)
+            of_steps = time_ == STEP
+            first, last = (done * M, stop * M - 1) if of_steps else (done + (done > 0), stop)
+            times = w.due[time_]
+            count = int(((times >= first) & (times <= last)).sum())
+            costs[w.name] = (min(tries), count, time_)
         return costs
 
     @contextmanager

@@ -136,6 +136,10 @@ def again(
         acts = Interventions(acting.find(training.settings, given), training)
         recording = Recording(recorders, training, acts)
         recording.lay_out(writer)
+        if recorders:
+            calls = recording.rehearse(stop)
+            more = sum(seconds * count for seconds, count, _ in calls.values())
+            say(f"{' and '.join(calls)}: about {more:.0f} s more")
         with (
             stoppable(training),
             acts.attached(),
