@@ -139,6 +139,16 @@ def test_shares_are_sums_before_ratios_beside_the_control(found: xr.Dataset) -> 
     assert part.null == estimate.get(found, "restored_random", run="cyclic", group="norms").value
 
 
+def test_no_share_is_told_of_a_bump_that_may_be_none(found: xr.Dataset) -> None:
+    said = {}
+    for low in (0.01, -0.01):
+        dataset = found.copy(deep=True)
+        dataset["bump_low"][0] = low
+        said[low] = Transplant().verdict(dataset)
+    assert "comes back with" in said[0.01]
+    assert said[-0.01].endswith("nats. That may be no bump: of nothing there are no shares.")
+
+
 def test_between_checkpoints_the_run_is_trained_again(
     found: xr.Dataset, run: rp.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

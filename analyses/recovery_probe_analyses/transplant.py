@@ -201,8 +201,9 @@ class Transplant(Analysis):
             f"wait {dataset.attrs['wait']} the loss of {int(dataset.looked_at.sel(run=run))} "
             f"documents falls by {bump} nats."
         )
-        if np.isnan(estimate.get(dataset, "restored", run=run, group="all").value):
-            return f"{text} That is no bump of which shares could be given."
+        whole = estimate.get(dataset, "restored", run=run, group="all").value
+        if np.isnan(whole) or not bump.low > 0:
+            return f"{text} That may be no bump: of nothing there are no shares."
         for partition in PARTITIONS:
             names = dataset.group.values[dataset.among.values == partition]
             shares = {n: estimate.get(dataset, "shapley", run=run, group=n) for n in names}
