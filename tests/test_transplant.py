@@ -146,7 +146,9 @@ def test_no_share_is_told_of_a_bump_that_may_be_none(found: xr.Dataset) -> None:
         dataset["bump_low"][0] = low
         said[low] = Transplant().verdict(dataset)
     assert "comes back with" in said[0.01]
-    assert said[-0.01].endswith("nats. That may be no bump: of nothing there are no shares.")
+    assert said[-0.01].endswith(
+        "may be no bump: shares of it, as the figure has them, say nothing."
+    )
 
 
 def test_between_checkpoints_the_run_is_trained_again(

@@ -203,7 +203,7 @@ class Transplant(Analysis):
         )
         whole = estimate.get(dataset, "restored", run=run, group="all").value
         if np.isnan(whole) or not bump.low > 0:
-            return f"{text} That may be no bump: of nothing there are no shares."
+            return f"{text} That may be no bump: shares of it, as the figure has them, say nothing."
         for partition in PARTITIONS:
             names = dataset.group.values[dataset.among.values == partition]
             shares = {n: estimate.get(dataset, "shapley", run=run, group=n) for n in names}
