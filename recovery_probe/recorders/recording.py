@@ -230,12 +230,10 @@ class Recording:
                         f"recorder {w.name} failed in its rehearsal: {reason(error)}"
                     ) from error
                 tries.append((clock(self.training.model.device) - start) * parts)
-            time_ = STEP if any(a.time == STEP for a in w.layout.arrays.values()) else EPISODE
-            of_steps = time_ == STEP
-            first, last = (done * M, stop * M - 1) if of_steps else (done + (done > 0), stop)
-            times = w.due[time_]
-            count = int(((times >= first) & (times <= last)).sum())
-            costs[w.name] = (min(tries), count, time_)
+            each = STEP if any(a.time == STEP for a in w.layout.arrays.values()) else EPISODE
+            first, end = (done * M, stop * M) if each == STEP else (done + (done > 0), stop + 1)
+            count = int(((first <= w.due[each]) & (w.due[each] < end)).sum())
+            costs[w.name] = (min(tries), count, each)
         return costs
 
     @contextmanager
