@@ -70,11 +70,14 @@ class Project(Intervention):
             self.before = {name: self.parameters[name].detach().clone() for name in names}
 
     def weights(self, step: Step) -> None:
+        import torch
+
         if self.of == "update":
-            moving = self._moving(step)
-            whole = {n: p.detach() - self.before[n] for n, p in moving.items()}
-            for name, rest in self._outside(whole, step).items():
-                moving[name].detach().copy_(self.before[name] + rest)
+            moving = {name: p.detach() for name, p in self._moving(step).items()}
+            for name, weight in moving.items():
+                weight.sub_(self.before[name])  # the update, in the memory of the weights
+            for name, rest in self._outside(moving, step).items():
+                torch.add(self.before[name], rest, out=moving[name])
 
     def _moving(self, step: Step) -> Mapping[str, Any]:
         """The parameters whose gradient or update changes. Raises `HookError` where directions lie
