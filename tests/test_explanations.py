@@ -16,7 +16,16 @@ from explained import said
 from learned import LearnedComponent
 from recovery_probe_analyses import kernel_by_lag, linearised
 from recovery_probe_analyses.age_curve import AgeCurve
-from recovery_probe_analyses.mechanism import READ, SHARES, Mechanism, check_recovery, decisions
+from recovery_probe_analyses.mechanism import (
+    COSTS,
+    LAST,
+    READ,
+    RECORDED,
+    SHARES,
+    Mechanism,
+    check_recovery,
+    decisions,
+)
 
 import recovery_probe as rp
 from recovery_probe import plugins
@@ -132,6 +141,18 @@ def test_whatever_is_a_share_of_recovery_asks_whether_there_is_any() -> None:
     words = ("recovery", "restore")
     shares = {rule.part for rule in RULES if any(word in rule.measure for word in words)}
     assert shares == set(SHARES)
+
+
+def test_what_is_recorded_takes_no_time(tmp_path: Path) -> None:
+    """Of two runs, in epochs of each: three recorders, and the training that they want, less."""
+    epochs = []
+    for recorders in ((), RECORDED):
+        run = rp.fit(tiny(recorders=("checkpoints", *recorders)), tmp_path / f"{len(recorders)}")
+        each = run.provenance["seconds"] / run.config.epochs
+        epochs.append(Mechanism().seconds(run, []) / each)
+        assert Mechanism().seconds(run, [run]) == pytest.approx(2 * epochs[-1] * each)
+    assert epochs[0] - epochs[1] == pytest.approx(LAST + sum(COSTS[name] for name in RECORDED))
+    assert epochs[1] > 0
 
 
 def test_seeds_that_agree_to_the_digit_decide() -> None:

@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from recovery_probe import Run
     from recovery_probe.train.plan import Point
 
-# What measures, and what each takes beside training its arms, in epochs of the run's training,
-# with those of its control: measured on the quickstart. Of linearised, for each epoch trained.
 EXPERIMENTS = ("clock_or_cue", "remove_subspace", "optimizer_memory")
 FROM_CHECKPOINT = ("linearised", "kernel_by_lag", "transplant")
 RECORDED = ("readout", "state_return", "allocation")
+# What each takes beside training, in epochs of the run's training, of every run: measured on the
+# quickstart. Of linearised, for each epoch trained.
 COSTS = {
     "linearised": 2.5,
-    "kernel_by_lag": 5.0,
-    "transplant": 6.0,
-    "readout": 6.0,
-    "state_return": 6.0,
-    "allocation": 14.0,
+    "kernel_by_lag": 4.0,
+    "transplant": 7.0,
+    "readout": 4.0,
+    "state_return": 4.5,
+    "allocation": 5.0,
 }
 LAST = 2  # epochs that are trained again
 # These measure shares of recovery.
@@ -191,7 +191,7 @@ class Mechanism(Experiment):
             say(f"mechanism: {run.path}: {missing}; {', '.join(SHARES)} will decide nothing")
         for one in (run, *controls):
             start = int(one.timeline.last(LAST))
-            if lacking := [name for name in RECORDED if name not in one.recorders]:
+            if lacking := _unrecorded(one):
                 replay(one, record=lacking, episodes=(start, one.episodes_done))
         for part in self.parts():
             if part.stored(run) is not None:
@@ -206,11 +206,15 @@ class Mechanism(Experiment):
                 print(f"mechanism: without {part.name}: {missing}", file=sys.stderr)
 
     def seconds(self, run: Run, controls: Sequence[Run]) -> float:
-        lacking = {part.name for part in self.parts() if part.stored(run) is None}
         costs = COSTS | {"linearised": COSTS["linearised"] * (run.config.epochs + LAST)}
-        epochs = sum(cost for name, cost in costs.items() if name in lacking)
+        lacking = {part.name for part in self.parts() if part.stored(run) is None}
+        again = sum(costs[name] for name in FROM_CHECKPOINT if name in lacking)
+        epochs = 0.0
+        for one in (run, *controls):
+            own = _unrecorded(one)
+            epochs += again + sum(costs[name] for name in own) + (LAST if own else 0)
         each = run.provenance.get("seconds", 0) / max(1, run.episodes_done)
-        return float(epochs * run.timeline.per_epoch * each * (1 + len(controls)) / 2)
+        return float(epochs * run.timeline.per_epoch * each)
 
     def compute(self, *runs: Run) -> xr.Dataset:
         run, found, beside, lacking = runs[0], [], [], {}
@@ -311,6 +315,11 @@ class Mechanism(Experiment):
         for line in dataset.attrs["not_measured"]:
             text += f" Not measured: {line}."
         return text
+
+
+def _unrecorded(run: Run) -> list[str]:
+    """What a run has yet to be trained again for."""
+    return [name for name in RECORDED if name not in run.recorders]
 
 
 def decisions(dataset: xr.Dataset) -> list[Word]:
