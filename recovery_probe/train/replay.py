@@ -139,7 +139,7 @@ def again(
         if recorders:
             calls = recording.rehearse(stop)
             more = sum(seconds * count for seconds, count, _ in calls.values())
-            say(f"{' and '.join(calls)}: about {more:.0f} s more")
+            say(f"{', '.join(calls)}: about {more:.0f} s more")
         with (
             stoppable(training),
             acts.attached(),
