@@ -154,6 +154,10 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     main(words)
     said = "What modules do not add up to, of all loss changes: 0."
     assert said in (run.path / "report.html").read_text()
+    found = Allocation()(run.refresh(), *run.refresh().controls)
+    assert "too much to rely on" not in Allocation().verdict(found)
+    found["residual_share"][1] = 0.11
+    assert "too much to rely on any split" in Allocation().verdict(found)
     with pytest.raises(rp.InputError, match="episodes 3:6: nothing of allocation is due in them"):
         run.replay(record=["allocation"], episodes=(3, 6), overwrite=True)
     assert rp.open_run(run.path).allocation.sizes["episodes_done"] == 6

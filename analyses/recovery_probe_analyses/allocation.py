@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 RECORDER, NATS = "allocation", {"units": "nats"}
 WHOLE, PREDECESSORS, OPPOSITE, REST = PARTS = ("whole", "predecessors", "opposite", "rest")
 SIDES = ("fall", "help", "harm")
+FAR = 0.1  # of residuals, as a share of loss changes: no split by module to rely on
+FAR_OFF = (
+    ", which is too much to rely on any split: the line from before an episode to after it was not "
+    "followed closely enough (--allocation.line step follows that of each step)"
+)
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,8 @@ class Allocation(Analysis):
         shares = ", ".join(words.by_run(dataset, residual, "{clause} in {run}"))
         text = (
             f"Episodes {first} to {done}. What modules do not add up to, of all loss changes: "
-            f"{shares}. Nats by which a document's loss falls from age {middle} to {T}: "
+            f"{shares}{FAR_OFF if dataset.residual_share.max() > FAR else ''}. "
+            f"Nats by which a document's loss falls from age {middle} to {T}: "
             f"{'. '.join(words.by_run(dataset, clause))}."
         )
         for control in dataset.control.values:
